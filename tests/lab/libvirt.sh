@@ -1,0 +1,37 @@
+# The lab's own libvirtd: its directories hide the host's inside the mount namespace.
+
+libvirt_up() {
+  virsh_lab version >/dev/null 2>&1 && return
+  local dir
+  for dir in run lib cache etc log; do mkdir -p "$LAB_STATE/libvirt/$dir"; done
+  cp -rn /etc/libvirt/. "$LAB_STATE/libvirt/etc/" 2>/dev/null || true
+  rm -rf "$LAB_STATE"/libvirt/etc/qemu/autostart "$LAB_STATE"/libvirt/etc/qemu/networks/autostart "$LAB_STATE"/libvirt/etc/storage
+  # Guests of the lab need no confinement of their own, and the host's profiles do not know its paths.
+  printf 'security_driver = "none"\nremember_owner = 0\n' >"$LAB_STATE/libvirt/etc/qemu.conf"
+  printf 'unix_sock_group = "root"\nauth_unix_rw = "none"\nlisten_tls = 0\n' >"$LAB_STATE/libvirt/etc/libvirtd.conf"
+  local pair
+  for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt etc:/etc/libvirt log:/var/log/libvirt; do
+    mkdir -p "${pair#*:}"
+    inside mount --bind "$LAB_STATE/libvirt/${pair%%:*}" "${pair#*:}"
+  done
+  # Their pid files live in /run itself.
+  inside virtlogd -d -p /run/libvirt/virtlogd.pid
+  inside libvirtd -d -p /run/libvirt/libvirtd.pid
+  wait_until 20 libvirtd virsh_lab version
+}
+
+virsh_lab() { virsh -q -c "$LAB_URI" "$@"; }
+
+pool_up() {
+  local image target
+  mkdir -p "$LAB_STATE/pool"
+  virsh_lab pool-info "$LAB_POOL" >/dev/null 2>&1 ||
+    virsh_lab pool-define-as "$LAB_POOL" dir --target "$LAB_STATE/pool"
+  virsh_lab pool-info "$LAB_POOL" | grep -q 'State: *running' || virsh_lab pool-start "$LAB_POOL"
+  for image in "${IMAGES[@]}"; do
+    target=$LAB_STATE/pool/$image.qcow2
+    [[ -f $target ]] || cp --reflink=auto "$(image_file "$image")" "$target"
+    chmod 644 "$target"
+  done
+  virsh_lab pool-refresh "$LAB_POOL"
+}
