@@ -1,1 +1,84 @@
-fn main(){}
+//! Parses the command line, starts the user interface, runs one command, and turns its end into an exit code.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio_util::sync::CancellationToken;
+
+use nodegraft::cli::{Cli, Command};
+use nodegraft::commands::{self, Setting};
+use nodegraft::error::{Error, Exit, Result};
+use nodegraft::pipeline::stage::Events;
+use nodegraft::ui;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let (sender, receiver) = unbounded_channel();
+    let shown = ui::start(receiver, cli.output, cli.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            ui::print_error(&Error::new("starting the runtime").because(error));
+            return code(Exit::Bug);
+        }
+    };
+    let stop = CancellationToken::new();
+    let setting = Setting { events: Events::new(sender), stop: stop.clone(), output: cli.output, templates: cli.templates.clone() };
+    let result = runtime.block_on(async {
+        tokio::spawn(listen_for_ctrl_c(stop));
+        dispatch(&cli, &setting).await
+    });
+    // The display ends with its last sender, before an error is printed below it.
+    drop(setting);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(30));
+    let _ = shown.join();
+    match result {
+        Ok(exit) => code(exit),
+        Err(error) => {
+            ui::print_error(&error);
+            code(error.exit().unwrap_or(Exit::Bug))
+        }
+    }
+}
+
+/// The map of the tool.
+async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
+    match &cli.command {
+        Command::Up(args) => commands::up::run(args, setting).await,
+        Command::Down(args) => commands::down::run(args, setting).await,
+        Command::Plan(args) => commands::plan::run(args, setting),
+        Command::Status(args) => commands::status::run(args, setting).await,
+        Command::Doctor(args) => commands::doctor::run(args, setting).await,
+        Command::Ssh(args) => commands::session::run(&args.file, &args.node, &[], setting).await,
+        Command::Exec(args) => commands::session::run(&args.file, &args.node, &args.command, setting).await,
+        Command::Templates(args) => commands::templates::run(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "nodegraft", &mut script);
+            ui::print(&String::from_utf8_lossy(&script))?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// The first Ctrl-C stops after the call under way; the second ends at once.
+async fn listen_for_ctrl_c(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stop.is_cancelled() {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+        stop.cancel();
+    }
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}

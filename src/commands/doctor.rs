@@ -1,0 +1,85 @@
+//! `doctor`: looks at the host and the cluster, and says how to mend each finding. Changes nothing.
+
+use std::path::Path;
+
+use super::{Setting, load_spec, open_cluster};
+use crate::cli::{self, Output};
+use crate::error::{Error, Exit, Result, one_line};
+use crate::libvirt::Host;
+use crate::plan::{self, ClusterSource};
+use crate::spec;
+use crate::stages::preflight::{self, Finding, State};
+use crate::ui;
+
+pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
+    let spec = args.file.as_deref().map(load_spec).transpose()?;
+    let host_spec = spec.as_ref().map_or_else(spec::Host::default, |spec| spec.host.clone());
+    let mut findings = tools();
+    findings.extend(host(&host_spec).await);
+    findings.extend(cluster(spec.as_ref(), setting).await);
+    match setting.output {
+        Output::Json => ui::print_json(&findings)?,
+        Output::Text => ui::print(&ui::findings(&findings))?,
+    }
+    Ok(if findings.iter().any(|finding| finding.state == State::Bad) { Exit::Unfit } else { Exit::Done })
+}
+
+fn bad(error: &Error) -> Finding {
+    Finding::bad(one_line(error), error.help().unwrap_or("see the cause above"))
+}
+
+/// Programs that `nodegraft ssh` and people use; the pipeline itself needs none.
+fn tools() -> Vec<Finding> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    [("ssh", "openssh-client", "`nodegraft ssh` needs it"), ("virsh", "libvirt-clients", "handy beside nodegraft")]
+        .into_iter()
+        .map(|(tool, package, why)| {
+            if std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
+                Finding::good(format!("{tool} is installed"))
+            } else {
+                Finding::doubtful(format!("{tool} is not installed: {why}"), format!("apt-get install {package}"))
+            }
+        })
+        .collect()
+}
+
+async fn host(spec: &spec::Host) -> Vec<Finding> {
+    let host = match Host::open(&spec.uri).await {
+        Ok(host) => host,
+        Err(error) => return vec![bad(&error)],
+    };
+    let mut findings = vec![match host.versions().await {
+        Ok((libvirt, hypervisor)) => Finding::good(format!("libvirt {libvirt} answers at {}, hypervisor {hypervisor}", spec.uri)),
+        Err(error) => bad(&error),
+    }];
+    match preflight::host(&host, spec).await {
+        Ok(more) => findings.extend(more),
+        Err(error) => findings.push(bad(&error)),
+    }
+    if host.is_local() && Path::new("/dev/kvm").exists() {
+        findings.push(match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            Ok(_) => Finding::good("/dev/kvm can be opened"),
+            Err(error) => Finding::doubtful(format!("/dev/kvm cannot be opened by you: {error}"), "libvirt opens it itself; join the group kvm for use without libvirt"),
+        });
+    }
+    findings
+}
+
+async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
+    let source = match spec {
+        Some(spec) => match plan::Plan::new(spec, match setting.templates() { Ok(templates) => templates, Err(error) => return vec![bad(&error)] }, &[]) {
+            Ok(plan) => plan.cluster,
+            Err(error) => return vec![bad(&error)],
+        },
+        None => plan::Cluster {
+            name: "default".into(),
+            source: ClusterSource::Kubeconfig { path: std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()), context: None },
+            server: None,
+            access: spec::Access::default(),
+        },
+    };
+    match open_cluster(&source).await {
+        Ok(cluster) => preflight::cluster(&cluster).await.unwrap_or_else(|error| vec![bad(&error)]),
+        Err(error) => vec![bad(&error)],
+    }
+}

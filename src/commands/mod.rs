@@ -1,0 +1,132 @@
+//! One file per command. Each tells its story: load the spec, plan, open the rooms, walk the list.
+
+pub mod doctor;
+pub mod down;
+pub mod plan;
+pub mod session;
+pub mod status;
+pub mod templates;
+pub mod up;
+
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Output, SpecArgs};
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Exit, Result};
+use crate::libvirt::Host;
+use crate::pipeline::stage::Events;
+use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
+use crate::spec::Spec;
+use crate::ssh::{Identity, Session, Target, Trust};
+use crate::stages::Run;
+use crate::state::{StateDir, expand_home, own_public_keys};
+use crate::template::{self, Templates};
+
+/// What every command is given besides its own arguments.
+pub struct Setting {
+    pub events: Events,
+    pub stop: CancellationToken,
+    pub output: Output,
+    pub templates: Option<std::path::PathBuf>,
+}
+
+impl Setting {
+    pub fn templates(&self) -> Result<Templates> {
+        match &self.templates {
+            None => Ok(Templates::built_in()),
+            Some(dir) => Templates::with(template::load(dir).map_err(|error| error.with_exit(Exit::Refused))?),
+        }
+    }
+
+    /// Reads, checks and plans a spec. Touches nothing.
+    pub fn plan(&self, args: &SpecArgs) -> Result<Plan> {
+        Plan::new(&load_spec(&args.file)?, self.templates()?, &args.nodes)
+    }
+}
+
+pub fn load_spec(file: &std::path::Path) -> Result<Spec> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file)
+        .doing(format!("reading the spec {name}"))
+        .map_err(|error| error.with_help("write one as the README shows, or name it with -f FILE").with_exit(Exit::Refused))?;
+    Spec::parse(&text, &name)
+}
+
+/// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
+pub async fn open(plan: Plan) -> Result<Arc<Run>> {
+    let state = StateDir::open(&plan.cluster.name)?;
+    let key = state.login_key(plan.ssh_key.as_deref()).map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
+    let host = Host::open(&plan.host.uri).await?;
+    let cluster = open_cluster(&plan.cluster).await?;
+    let mut authorized_keys = vec![key.public.clone()];
+    authorized_keys.extend(plan.authorized_keys.iter().cloned());
+    authorized_keys.extend(own_public_keys());
+    authorized_keys.dedup();
+    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new() }))
+}
+
+/// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.
+pub async fn open_cluster(cluster: &PlannedCluster) -> Result<Cluster> {
+    match &cluster.source {
+        ClusterSource::Kubeconfig { path, context } => {
+            let file = expand_home(path);
+            let text = std::fs::read_to_string(&file)
+                .doing(format!("reading the kubeconfig {}", file.display()))
+                .map_err(|error| error.with_help("correct `cluster.kubeconfig` in the spec").with_exit(Exit::Unfit))?;
+            // Paths inside it are relative to it.
+            let text = absolute_paths(&text, file.parent().unwrap_or(std::path::Path::new("/")));
+            Cluster::connect(&text, &file.display().to_string(), context.as_deref()).await
+        }
+        ClusterSource::ControlPlane(at) => {
+            let (kubeconfig, ca) = read_control_plane(at).await.map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Unfit) } else { error })?;
+            let connected = Cluster::connect(&kubeconfig, &format!("{at}:/etc/kubernetes/admin.conf"), None).await?;
+            if connected.ca_pem.split_whitespace().collect::<String>() != ca.split_whitespace().collect::<String>() {
+                return Err(Error::new(format!("on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"))
+                    .with_help("the control plane's files are of two clusters; renew admin.conf there")
+                    .with_exit(Exit::Unfit));
+            }
+            Ok(connected)
+        }
+    }
+}
+
+async fn read_control_plane(at: &str) -> Result<(String, String)> {
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+    let (user, rest) = at.split_once('@').unwrap_or(("root", at));
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().unwrap_or(22)),
+        _ => (rest, 22),
+    };
+    let dir = expand_home("~/.ssh");
+    let target = Target {
+        host: host.to_owned(),
+        port,
+        user: user.to_owned(),
+        trust: Trust::KnownHosts(dir.join("known_hosts")),
+        identity: Identity::Own { dir },
+    };
+    let session = Session::open(target, LIMIT).await.doing(format!("logging in to the control plane {at}")).map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
+    let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
+    Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
+}
+
+/// Makes file paths in a kubeconfig absolute, as kubectl reads them.
+fn absolute_paths(text: &str, dir: &std::path::Path) -> String {
+    const KEYS: [&str; 3] = ["certificate-authority:", "client-certificate:", "client-key:"];
+    text.lines()
+        .map(|line| {
+            let key = line.trim_start().trim_start_matches("- ");
+            match KEYS.iter().find_map(|k| key.strip_prefix(k)) {
+                Some(value) if !value.trim().is_empty() && !value.trim().starts_with('/') => {
+                    let path = value.trim().trim_matches(['"', '\'']);
+                    let joined = if path.starts_with('/') { std::path::PathBuf::from(path) } else { dir.join(path) };
+                    line.replace(value, &format!(" {}", joined.display()))
+                }
+                _ => line.to_owned(),
+            }
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}

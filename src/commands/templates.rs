@@ -1,0 +1,21 @@
+//! `templates`: writes the built-in templates to a directory, as a start for one's own.
+
+use crate::cli;
+use crate::error::{Context, Error, Exit, Result};
+use crate::template::Templates;
+
+pub fn run(args: &cli::Templates) -> Result<Exit> {
+    if args.dir.exists() {
+        return Err(Error::new(format!("{} exists already", args.dir.display())).with_help("name a directory that does not, so that nothing of yours is overwritten").with_exit(Exit::Refused));
+    }
+    let templates = Templates::built_in();
+    for name in templates.names() {
+        let path = args.dir.join(name);
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).doing(format!("making {}", dir.display()))?;
+        }
+        std::fs::write(&path, templates.text(name).unwrap_or_default()).doing(format!("writing {}", path.display()))?;
+    }
+    crate::ui::print(&format!("wrote the templates to {0}; use them with --templates {0}\n", args.dir.display()))?;
+    Ok(Exit::Done)
+}

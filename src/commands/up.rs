@@ -1,0 +1,97 @@
+//! `up`: every node through the whole list, several at a time, each independent of the others' failures.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+
+use super::{Setting, open};
+use crate::cli::{self, OnFailure};
+use crate::error::{Error, Exit, Result};
+use crate::event::{Event, NodeResult, NodeRow};
+use crate::pipeline::runner::{Walk, Walked};
+use crate::plan::{Node, Plan};
+use crate::stages::{NodeRun, Run, node_stages, run_stages};
+
+pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
+    let begun = Instant::now();
+    let plan = setting.plan(&args.spec)?;
+    let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
+    let run = open(plan).await?;
+    setting.events.send(Event::RunStarted {
+        command: "up".into(),
+        cluster: run.plan.cluster.name.clone(),
+        run_stages: run_stages().iter().map(|stage| stage.name().to_owned()).collect(),
+        nodes: rows(&run.plan),
+    });
+    prepare(&run, setting).await?;
+    let walks = run.plan.nodes.iter().map(|node| graft(Arc::clone(&run), node.clone(), args.on_failure, setting));
+    let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(args.parallel)).collect().await;
+    let count = |wanted| results.iter().filter(|result| **result == wanted).count();
+    setting.events.send(Event::RunFinished {
+        command: "up".into(),
+        done: count(NodeResult::Done),
+        unchanged: count(NodeResult::Unchanged),
+        failed: count(NodeResult::Failed) + count(NodeResult::Interrupted),
+        seconds: begun.elapsed().as_secs_f64(),
+        next: next_steps(&run, &results, args),
+    });
+    Ok(if setting.stop.is_cancelled() {
+        Exit::Interrupted
+    } else if count(NodeResult::Failed) > 0 {
+        Exit::NodesFailed
+    } else {
+        Exit::Done
+    })
+}
+
+pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
+    let stages: Vec<String> = node_stages().iter().map(|stage| stage.name().to_owned()).collect();
+    plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages.clone() }).collect()
+}
+
+/// What is true for all nodes, before any of them is touched.
+async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
+    let stages = run_stages();
+    let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
+    // The stage's own event has told the story; the error carries the exit code.
+    walk.forward().await.result.map_err(|error| if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) })
+}
+
+async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setting) -> NodeResult {
+    let begun = Instant::now();
+    let name = node.name.clone();
+    let node_run = NodeRun::new(run, node);
+    let stages = node_stages();
+    let walk = Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
+    let Walked { applied, result } = walk.forward().await;
+    let (result, detail) = match result {
+        Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),
+        Ok(()) => (NodeResult::Done, format!("ssh -i {} {}@{}", node_run.run.key.path.display(), node_run.node.user, node_run.node.ip)),
+        Err(error) => {
+            let kind = if error.is_interruption() { NodeResult::Interrupted } else { NodeResult::Failed };
+            let mut detail = error.to_string();
+            if on_failure == OnFailure::Undo && !applied.is_empty() {
+                let left = walk.backward(|index| applied.contains(&index)).await;
+                detail = if left.is_empty() { format!("{detail}; what this run made was removed") } else { format!("{detail}; some of what this run made could not be removed") };
+            }
+            (kind, detail)
+        }
+    };
+    setting.events.send(Event::NodeFinished { node: name, result, detail, seconds: begun.elapsed().as_secs_f64() });
+    result
+}
+
+fn next_steps(run: &Run, results: &[NodeResult], args: &cli::Up) -> Vec<String> {
+    let file = args.spec.file.display();
+    let failed = results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted));
+    if failed {
+        return vec![format!("nodegraft up -f {file}      goes on where it stopped"), format!("nodegraft down -f {file}    removes what was made")];
+    }
+    let node = &run.plan.nodes[0].name;
+    vec![
+        format!("nodegraft status -f {file}"),
+        format!("nodegraft ssh -f {file} {node}"),
+        format!("nodegraft down -f {file}"),
+    ]
+}

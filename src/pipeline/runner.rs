@@ -1,0 +1,261 @@
+//! Walks a list of stages: check, apply, check again. Knows no stage by name.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::stage::{Check, Events, Reporter, Stage, Undone};
+use crate::error::{Context, Error, Result};
+use crate::event::{Event, Failure, Outcome, Subject};
+
+/// A check is a few calls; one that hangs is a fault of its own.
+const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A list, and about whom it is.
+pub struct Walk<'a, C> {
+    pub stages: &'a [Box<dyn Stage<C>>],
+    pub on: &'a C,
+    pub subject: Subject,
+    pub events: Events,
+    pub stop: CancellationToken,
+}
+
+/// How far a walk came.
+#[derive(Debug)]
+pub struct Walked {
+    /// Indices of the stages that were applied, or begun, in this walk.
+    pub applied: Vec<usize>,
+    pub result: Result<()>,
+}
+
+impl<C: Sync> Walk<'_, C> {
+    /// Forward through the list until the end or the first failure.
+    pub async fn forward(&self) -> Walked {
+        let mut applied = Vec::new();
+        for (index, stage) in self.stages.iter().enumerate() {
+            if self.stop.is_cancelled() {
+                return Walked { applied, result: Err(Error::interrupted()) };
+            }
+            let begun = Instant::now();
+            let name = stage.name().to_owned();
+            self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
+            let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
+            match self.advance(stage.as_ref(), &report, || applied.push(index)).await {
+                Ok((outcome, detail)) => self.events.send(Event::StageFinished {
+                    node: self.subject.clone(),
+                    stage: name,
+                    outcome,
+                    detail,
+                    seconds: begun.elapsed().as_secs_f64(),
+                }),
+                Err(error) => {
+                    if !error.is_interruption() {
+                        self.events.send(Event::StageFailed {
+                            node: self.subject.clone(),
+                            stage: name,
+                            failure: Failure::from(&error),
+                            seconds: begun.elapsed().as_secs_f64(),
+                        });
+                    }
+                    return Walked { applied, result: Err(error) };
+                }
+            }
+        }
+        Walked { applied, result: Ok(()) }
+    }
+
+    async fn advance(&self, stage: &dyn Stage<C>, report: &Reporter, begun: impl FnOnce()) -> Result<(Outcome, String)> {
+        match self.check(stage, report).await? {
+            Check::Done(detail) => return Ok((Outcome::Unchanged, detail)),
+            Check::Conflict(error) => return Err(error),
+            Check::Needed(why) => report.progress(why),
+        }
+        begun();
+        let limit = stage.deadline(self.on);
+        // The event loop's stop drops the stage's future: the call under way ends by itself, the next is not made.
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Error::interrupted()),
+            done = tokio::time::timeout(limit, stage.apply(self.on, report)) => done.unwrap_or_else(|_| {
+                Err(Error::new(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
+            })?,
+        }
+        match self.check(stage, report).await? {
+            Check::Done(detail) => Ok((Outcome::Applied, detail)),
+            Check::Needed(why) => Err(Error::new(format!("{} was applied, and yet: {why}", stage.name())).with_help("run `nodegraft up` again; if it stays so, this is a bug")),
+            Check::Conflict(error) => Err(error),
+        }
+    }
+
+    async fn check(&self, stage: &dyn Stage<C>, report: &Reporter) -> Result<Check> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::interrupted()),
+            found = tokio::time::timeout(CHECK_DEADLINE, stage.check(self.on, report)) => found.unwrap_or_else(|_| {
+                Err(Error::new(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
+            }),
+        }
+    }
+
+    /// Backward through the stages that `which` names. Absence is success; every error is collected, none stops the rest.
+    pub async fn backward(&self, which: impl Fn(usize) -> bool) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for (_, stage) in self.stages.iter().enumerate().rev().filter(|(index, _)| which(*index)) {
+            let begun = Instant::now();
+            let name = stage.name().to_owned();
+            self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
+            let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
+            let limit = CHECK_DEADLINE * 3;
+            let undone = tokio::time::timeout(limit, stage.undo(self.on, &report)).await.unwrap_or_else(|_| {
+                Err(Error::new(format!("undoing {name} took more than {} s", limit.as_secs())))
+            });
+            let seconds = begun.elapsed().as_secs_f64();
+            match undone {
+                Ok(undone) => {
+                    let (outcome, detail) = match undone {
+                        Undone::Removed(what) => (Outcome::Removed, what),
+                        Undone::Absent => (Outcome::Absent, String::new()),
+                        Undone::Kept(why) => (Outcome::Kept, why),
+                    };
+                    self.events.send(Event::StageFinished { node: self.subject.clone(), stage: name, outcome, detail, seconds });
+                }
+                Err(error) => {
+                    self.events.send(Event::StageFailed { node: self.subject.clone(), stage: name.clone(), failure: Failure::from(&error), seconds });
+                    errors.push(Err::<(), _>(error).doing(format!("undoing {name}")).unwrap_err());
+                }
+            }
+        }
+        errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    /// A stage that follows a script and writes down what is asked of it.
+    #[derive(Default)]
+    struct Scripted {
+        name: &'static str,
+        done: AtomicBool,
+        takes: Duration,
+        fails: bool,
+        conflicts: bool,
+        ineffective: bool,
+        undo_fails: bool,
+    }
+
+    type Journal = Mutex<Vec<String>>;
+
+    #[async_trait]
+    impl Stage<Journal> for Scripted {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+        fn deadline(&self, _: &Journal) -> Duration {
+            Duration::from_secs(10)
+        }
+        async fn check(&self, _: &Journal, _: &Reporter) -> Result<Check> {
+            Ok(match (self.conflicts, self.done.load(Ordering::Relaxed)) {
+                (true, _) => Check::Conflict(Error::new("in the way")),
+                (_, true) => Check::Done("so it is".into()),
+                _ => Check::Needed("not yet".into()),
+            })
+        }
+        async fn apply(&self, journal: &Journal, _: &Reporter) -> Result<()> {
+            journal.lock().unwrap().push(format!("apply {}", self.name));
+            tokio::time::sleep(self.takes).await;
+            if self.fails {
+                return Err(Error::new("broken"));
+            }
+            self.done.store(!self.ineffective, Ordering::Relaxed);
+            Ok(())
+        }
+        async fn undo(&self, journal: &Journal, _: &Reporter) -> Result<Undone> {
+            journal.lock().unwrap().push(format!("undo {}", self.name));
+            if self.undo_fails { Err(Error::new("stuck")) } else { Ok(Undone::Absent) }
+        }
+    }
+
+    fn scripted(name: &'static str) -> Scripted {
+        Scripted { name, ..Scripted::default() }
+    }
+
+    struct Ran {
+        walked: Walked,
+        journal: Vec<String>,
+    }
+
+    async fn forward(stages: Vec<Scripted>, stop: CancellationToken) -> Ran {
+        let stages: Vec<Box<dyn Stage<Journal>>> = stages.into_iter().map(|s| Box::new(s) as Box<dyn Stage<Journal>>).collect();
+        let journal = Journal::default();
+        let walk = Walk { stages: &stages, on: &journal, subject: None, events: Events::new(unbounded_channel().0), stop };
+        let walked = walk.forward().await;
+        Ran { walked, journal: journal.into_inner().unwrap() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn done_stages_are_not_applied() {
+        let mut first = scripted("a");
+        first.done = true.into();
+        let ran = forward(vec![first, scripted("b")], CancellationToken::new()).await;
+        assert!(ran.walked.result.is_ok());
+        assert_eq!(ran.walked.applied, [1]);
+        assert_eq!(ran.journal, ["apply b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_and_a_conflict_end_the_walk() {
+        for broken in [Scripted { fails: true, ..scripted("b") }, Scripted { conflicts: true, ..scripted("b") }] {
+            let conflicts = broken.conflicts;
+            let ran = forward(vec![scripted("a"), broken, scripted("c")], CancellationToken::new()).await;
+            assert!(ran.walked.result.is_err());
+            assert_eq!(ran.journal.last().unwrap(), if conflicts { "apply a" } else { "apply b" });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_apply_did_not_reach_is_an_error() {
+        let ran = forward(vec![Scripted { ineffective: true, ..scripted("a") }], CancellationToken::new()).await;
+        assert!(ran.walked.result.unwrap_err().to_string().contains("and yet: not yet"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stage_that_hangs_is_given_up_at_its_deadline() {
+        let begun = Instant::now();
+        let ran = forward(vec![Scripted { takes: Duration::from_secs(3600), ..scripted("a") }], CancellationToken::new()).await;
+        assert!(ran.walked.result.unwrap_err().to_string().contains("within 10 s"));
+        assert_eq!(begun.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_stage_under_way_and_remembers_that_it_was_begun() {
+        let stop = CancellationToken::new();
+        let soon = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            soon.cancel();
+        });
+        let ran = forward(vec![Scripted { takes: Duration::from_secs(5), ..scripted("a") }, scripted("b")], stop).await;
+        assert!(ran.walked.result.unwrap_err().is_interruption());
+        assert_eq!((ran.walked.applied, ran.journal), (vec![0], vec!["apply a".to_owned()]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backward_goes_on_after_an_error_and_collects_it() {
+        let stages: Vec<Box<dyn Stage<Journal>>> =
+            vec![Box::new(scripted("a")), Box::new(Scripted { undo_fails: true, ..scripted("b") }), Box::new(scripted("c"))];
+        let journal = Journal::default();
+        let walk = Walk { stages: &stages, on: &journal, subject: None, events: Events::new(unbounded_channel().0), stop: CancellationToken::new() };
+        let errors = walk.backward(|_| true).await;
+        assert_eq!(errors.len(), 1);
+        assert_eq!(journal.into_inner().unwrap(), ["undo c", "undo b", "undo a"]);
+    }
+}

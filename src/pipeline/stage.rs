@@ -1,0 +1,87 @@
+//! The contract of a stage: `check` changes nothing, `apply` is harmless when repeated, `undo` never touches what bears
+//! no mark of ours. A stage reports through its [`Reporter`] and may not print.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Subject};
+
+/// What `check` found.
+#[derive(Debug)]
+pub enum Check {
+    /// Nothing to do; the detail says what is true.
+    Done(String),
+    /// `apply` has work, and why.
+    Needed(String),
+    /// Something is in the way that is not ours to change.
+    Conflict(Error),
+}
+
+/// What `undo` did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Undone {
+    Removed(String),
+    Absent,
+    /// Left alone, and why.
+    Kept(String),
+}
+
+/// A row of the list. `C` is what the stage works on: a run or a node.
+#[async_trait]
+pub trait Stage<C: Sync>: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// After this long the runner itself gives up on `apply`. The stage's own waits end earlier and say more.
+    fn deadline(&self, on: &C) -> Duration;
+
+    async fn check(&self, on: &C, report: &Reporter) -> Result<Check>;
+
+    async fn apply(&self, on: &C, report: &Reporter) -> Result<()>;
+
+    async fn undo(&self, _on: &C, _report: &Reporter) -> Result<Undone> {
+        Ok(Undone::Absent)
+    }
+}
+
+/// Where events go. Never blocks; a closed receiver is nobody listening.
+#[derive(Clone)]
+pub struct Events(UnboundedSender<Event>);
+
+impl Events {
+    pub fn new(sender: UnboundedSender<Event>) -> Self {
+        Self(sender)
+    }
+
+    pub fn send(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+}
+
+/// A stage's voice: it knows about whom and from where it speaks.
+#[derive(Clone)]
+pub struct Reporter {
+    events: Events,
+    node: Subject,
+    stage: String,
+}
+
+impl Reporter {
+    pub fn new(events: Events, node: Subject, stage: &str) -> Self {
+        Self { events, node, stage: stage.to_owned() }
+    }
+
+    pub fn progress(&self, detail: impl Into<String>) {
+        self.events.send(Event::Progress { node: self.node.clone(), stage: self.stage.clone(), detail: detail.into() });
+    }
+
+    pub fn output(&self, line: impl Into<String>) {
+        self.events.send(Event::Output { node: self.node.clone(), stage: self.stage.clone(), line: line.into() });
+    }
+
+    pub fn warn(&self, message: impl Into<String>, help: Option<String>) {
+        self.events.send(Event::Warning { node: self.node.clone(), message: message.into(), help });
+    }
+}

@@ -1,0 +1,414 @@
+//! Everything decided before the first effect: the spec merged with its defaults, every name derived, every
+//! step rendered. Pure: the same spec and templates give the same plan.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Exit, Result};
+use crate::kubelet::{self, Choice, Version};
+use crate::profile::Profile;
+use crate::spec::{self, Clone as CloneMode, Kubelet, Network, Spec};
+use crate::template::Templates;
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub cluster: Cluster,
+    pub host: spec::Host,
+    pub ssh_key: Option<String>,
+    pub authorized_keys: Vec<String>,
+    pub nodes: Vec<Node>,
+    pub templates: Templates,
+}
+
+/// The cluster part of the spec, as the pipeline needs it.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub name: String,
+    pub source: ClusterSource,
+    /// Overrides the kubeconfig's server in what guests are given.
+    pub server: Option<String>,
+    pub access: spec::Access,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterSource {
+    Kubeconfig { path: String, context: Option<String> },
+    /// `user@host[:port]`.
+    ControlPlane(String),
+}
+
+impl Cluster {
+    /// The group our tokens carry where nothing else lets them in.
+    pub fn group(&self) -> String {
+        format!("system:bootstrappers:nodegraft:{}", self.name)
+    }
+}
+
+/// One node, fully decided.
+#[derive(Debug, Clone, Serialize)]
+pub struct Node {
+    /// The domain's and the Kubernetes Node's name.
+    pub name: String,
+    /// The guest's own host name, made valid from `name`.
+    pub hostname: String,
+    /// With its prefix length.
+    pub address: String,
+    pub ip: IpAddr,
+    pub ipv6: bool,
+    pub gateway: IpAddr,
+    pub dns: Vec<IpAddr>,
+    pub search: Vec<String>,
+    pub mtu: Option<u32>,
+    pub mac: String,
+    pub machine_id: String,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub disk: u64,
+    pub template: String,
+    pub clone: CloneMode,
+    pub network: Network,
+    pub user: String,
+    pub volume: String,
+    pub seed: String,
+    pub profile: String,
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip)]
+    pub steps: Vec<Step>,
+    pub upload: Option<Upload>,
+    #[serde(skip)]
+    pub deadlines: Deadlines,
+    /// Of everything above that shapes the domain; recorded in its metadata.
+    pub digest: String,
+}
+
+/// A script that runs in the guest.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Counted from 1.
+    pub number: usize,
+    pub name: String,
+    pub script: String,
+    /// Of the script; a guest that carries the same one as its marker has run it.
+    pub digest: String,
+}
+
+/// A file of this machine that a step needs in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Upload {
+    pub file: String,
+    pub to: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    pub boot: Duration,
+    pub login: Duration,
+    pub step: Duration,
+    pub join: Duration,
+    pub ready: Duration,
+}
+
+/// Generous enough for software emulation on a busy machine; a wait that is over in time costs nothing.
+const DEADLINES: Deadlines = Deadlines {
+    boot: Duration::from_secs(300),
+    login: Duration::from_secs(300),
+    step: Duration::from_secs(1200),
+    join: Duration::from_secs(300),
+    ready: Duration::from_secs(300),
+};
+
+/// Where uploads land in the guest.
+const GUEST_DIR: &str = "/var/lib/nodegraft";
+
+impl Plan {
+    /// Decides everything. `only` restricts it to nodes of these names; empty means all.
+    pub fn new(spec: &Spec, templates: Templates, only: &[String]) -> Result<Self> {
+        if let Some(unknown) = only.iter().find(|name| spec.nodes.iter().all(|n| n.name.value != **name)) {
+            let known: Vec<_> = spec.nodes.iter().map(|n| n.name.value.as_str()).collect();
+            return Err(Error::new(format!("the spec has no node `{unknown}`"))
+                .with_help(format!("its nodes are: {}", known.join(", ")))
+                .with_exit(Exit::Refused));
+        }
+        let source = match (&spec.cluster.kubeconfig, &spec.cluster.control_plane) {
+            (Some(path), _) => ClusterSource::Kubeconfig { path: path.clone(), context: spec.cluster.context.clone() },
+            (None, Some(host)) => ClusterSource::ControlPlane(host.value.clone()),
+            (None, None) => return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused)),
+        };
+        let nodes = spec
+            .nodes
+            .iter()
+            .filter(|node| only.is_empty() || only.contains(&node.name.value))
+            .map(|node| plan_node(spec, node, &templates).doing(format!("planning node {}", node.name.value)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            cluster: Cluster {
+                name: spec.cluster.name.value.clone(),
+                source,
+                server: spec.cluster.server.clone(),
+                access: spec.cluster.access,
+            },
+            host: spec.host.clone(),
+            ssh_key: spec.ssh.key.clone(),
+            authorized_keys: spec.ssh.authorized_keys.clone(),
+            nodes,
+            templates,
+        })
+    }
+}
+
+fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<Node> {
+    let (own, defaults) = (node.settings(), spec.defaults.settings());
+    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let net = spec::parse_address(&node.address.value).map_err(&refused)?;
+    let cluster = &spec.cluster.name.value;
+    let name = &node.name.value;
+    let profile_name = own.profile.or(defaults.profile).ok_or_else(|| refused(format!("node {name} has no profile")))?;
+    let profile = Profile::load(profile_name, templates)?;
+    let mut labels = defaults.labels.clone();
+    labels.extend(own.labels.clone());
+    let mut planned = Node {
+        name: name.clone(),
+        hostname: hostname(name),
+        address: net.to_string(),
+        ip: net.addr(),
+        ipv6: net.addr().is_ipv6(),
+        gateway: own.gateway.or(defaults.gateway).map(|g| g.value).ok_or_else(|| refused(format!("node {name} has no gateway")))?,
+        dns: own.dns.or(defaults.dns).unwrap_or_default().to_vec(),
+        search: own.search.or(defaults.search).unwrap_or_default().to_vec(),
+        mtu: own.mtu.or(defaults.mtu).map(|m| m.value),
+        mac: node.mac.as_ref().map_or_else(|| mac(cluster, name), |m| m.value.to_lowercase()),
+        machine_id: hex(&Sha256::digest(format!("nodegraft machine-id\n{cluster}\n{name}"))[..16]),
+        cpus: own.cpus.or(defaults.cpus).map_or(2, |c| c.value),
+        memory: own.memory.or(defaults.memory).map_or(2 << 30, |m| m.value.0),
+        disk: own.disk.or(defaults.disk).map_or(20 << 30, |d| d.value.0),
+        template: own.template.or(defaults.template).ok_or_else(|| refused(format!("node {name} has no template")))?.to_owned(),
+        clone: own.clone.or(defaults.clone).unwrap_or_default(),
+        network: spec.host.network.clone(),
+        user: spec.ssh.user.clone().unwrap_or_else(|| "root".into()),
+        volume: format!("nodegraft.{cluster}.{name}.qcow2"),
+        seed: format!("nodegraft.{cluster}.{name}.seed.img"),
+        profile: profile.name.clone(),
+        labels,
+        steps: Vec::new(),
+        upload: None,
+        deadlines: deadlines(own.deadlines, defaults.deadlines),
+        digest: String::new(),
+    };
+    planned.digest = digest(&planned);
+    let kubelet = own.kubelet.or(defaults.kubelet).map(|k| &k.value);
+    let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
+    let vars = profile.vars([defaults.vars, own.vars])?;
+    planned.upload = kubelet.and_then(|k| k.file.clone()).map(|file| Upload { file, to: format!("{GUEST_DIR}/files/kubelet") });
+    planned.steps = steps(&planned, &profile, kubelet, taints, &vars, templates)?;
+    Ok(planned)
+}
+
+/// What step templates see.
+#[derive(Serialize)]
+struct StepValues<'a> {
+    node: &'a Node,
+    vars: &'a BTreeMap<String, serde_json::Value>,
+    kubelet: Option<KubeletValues<'a>>,
+}
+
+#[derive(Serialize)]
+struct KubeletValues<'a> {
+    version: Version,
+    package: Option<&'a str>,
+    url: Option<&'a str>,
+    sha256: Option<&'a str>,
+    uploaded: Option<&'a str>,
+    flags: Vec<String>,
+    config: Vec<(&'static str, String)>,
+}
+
+fn steps(
+    node: &Node,
+    profile: &Profile,
+    kubelet: Option<&Kubelet>,
+    taints: &[String],
+    vars: &BTreeMap<String, serde_json::Value>,
+    templates: &Templates,
+) -> Result<Vec<Step>> {
+    let kubelet = kubelet.map(|kubelet| kubelet_values(node, profile, kubelet, taints, vars)).transpose()?;
+    if kubelet.is_none() && profile.steps.iter().any(|step| step == "kubelet") {
+        return Err(Error::new(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
+            .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`")
+            .with_exit(Exit::Refused));
+    }
+    let values = StepValues { node, vars, kubelet };
+    profile
+        .steps
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let script = templates.render(&profile.script(name), &values)?;
+            let digest = hex(&Sha256::digest(&script)[..16]);
+            Ok(Step { number: index + 1, name: name.clone(), script, digest })
+        })
+        .collect()
+}
+
+fn kubelet_values<'a>(
+    node: &'a Node,
+    profile: &Profile,
+    kubelet: &'a Kubelet,
+    taints: &[String],
+    vars: &BTreeMap<String, serde_json::Value>,
+) -> Result<KubeletValues<'a>> {
+    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let version = Version::parse(&kubelet.version).ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
+    if let Some(reason) = kubelet::mismatch(version, profile.runtime) {
+        return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version)).because(refused(reason.into())).with_help(reason));
+    }
+    let text = |key: &str| vars.get(key).and_then(|value| value.as_str()).unwrap_or_default();
+    let ip = node.ip.to_string();
+    let choice = Choice {
+        version,
+        runtime: profile.runtime,
+        node_name: &node.name,
+        node_ip: &ip,
+        pause_image: text("pause_image"),
+        cni: true,
+        taints,
+    };
+    Ok(KubeletValues {
+        version,
+        package: kubelet.package.as_deref(),
+        url: kubelet.url.as_deref(),
+        sha256: kubelet.sha256.as_deref(),
+        uploaded: node.upload.as_ref().map(|upload| upload.to.as_str()),
+        flags: choice.flags(),
+        config: choice.config(),
+    })
+}
+
+fn deadlines(own: &spec::Deadlines, defaults: &spec::Deadlines) -> Deadlines {
+    let pick = |own: Option<spec::Span>, default: Option<spec::Span>, built_in| own.or(default).map_or(built_in, |span| span.0);
+    Deadlines {
+        boot: pick(own.boot, defaults.boot, DEADLINES.boot),
+        login: pick(own.login, defaults.login, DEADLINES.login),
+        step: pick(own.step, defaults.step, DEADLINES.step),
+        join: pick(own.join, defaults.join, DEADLINES.join),
+        ready: pick(own.ready, defaults.ready, DEADLINES.ready),
+    }
+}
+
+/// A host name the guest accepts: `192.168.3.104` is one node's name and nobody's host name.
+fn hostname(name: &str) -> String {
+    if name.parse::<IpAddr>().is_ok() { format!("node-{}", name.replace(['.', ':'], "-")) } else { name.to_owned() }
+}
+
+/// A MAC in QEMU's range that depends on nothing but the names, so that a re-made node keeps it.
+fn mac(cluster: &str, node: &str) -> String {
+    let hash = Sha256::digest(format!("nodegraft mac\n{cluster}\n{node}"));
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", hash[0], hash[1], hash[2])
+}
+
+fn digest(node: &Node) -> String {
+    let json = serde_json::to_string(node).expect("a node is plain data");
+    hex(&Sha256::digest(json)[..8])
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+// -- what the stages render with facts that only the host knows --
+
+/// The XML namespace of our mark in a domain's metadata.
+pub const MARK_NAMESPACE: &str = "urn:nodegraft:domain:1";
+
+/// What a domain of ours says about itself. The mark of a volume is its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    pub namespace: &'static str,
+    pub cluster: String,
+    pub node: String,
+    pub address: String,
+    /// Digest of the plan the domain was made from.
+    pub plan: String,
+    /// The public host key the guest must show: `ssh-ed25519 AAAA...`.
+    pub host_key: String,
+    pub seed: SeedState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeedState {
+    /// The seed volume still holds the private host key.
+    Full,
+    /// The guest is up; the key was blanked.
+    Blank,
+}
+
+/// What `domain.xml` needs and only the host knows.
+#[derive(Debug, Clone, Serialize)]
+pub struct HostFacts {
+    /// `kvm` or `qemu`.
+    pub virt_type: String,
+    pub disk_path: String,
+    pub seed_path: String,
+}
+
+/// An ed25519 host key in OpenSSH's two text forms.
+#[derive(Clone)]
+pub struct HostKey {
+    pub public: String,
+    /// `None` in the blanked seed, and wherever the key must not be shown.
+    pub private: Option<String>,
+}
+
+impl std::fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostKey").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    pub fn mark(&self, node: &Node, host_key: &str, seed: SeedState) -> Mark {
+        Mark {
+            namespace: MARK_NAMESPACE,
+            cluster: self.cluster.name.clone(),
+            node: node.name.clone(),
+            address: node.address.clone(),
+            plan: node.digest.clone(),
+            host_key: host_key.to_owned(),
+            seed,
+        }
+    }
+
+    pub fn domain_xml(&self, node: &Node, host: &HostFacts, mark: &Mark) -> Result<String> {
+        let values = serde_json::json!({
+            "node": node, "mark": mark, "virt_type": host.virt_type, "disk_path": host.disk_path,
+            "seed_path": host.seed_path, "disk_cache": self.host.disk_cache,
+        });
+        self.templates.render("domain.xml", &values)
+    }
+
+    /// The files of the seed volume, by name.
+    pub fn seed_files(&self, node: &Node, key: &HostKey, authorized_keys: &[String]) -> Result<Vec<(&'static str, String)>> {
+        // The same for the blanked seed: cloud-init must not take the guest for a new one.
+        let instance = hex(&Sha256::digest(&key.public)[..4]);
+        let values = serde_json::json!({
+            "node": node, "instance_id": format!("nodegraft-{}-{instance}", node.name),
+            "authorized_keys": authorized_keys, "host_key_private": key.private, "host_key_public": key.public,
+        });
+        ["meta-data", "user-data", "network-config"]
+            .into_iter()
+            .map(|name| Ok((name, self.templates.render(&format!("cloud-init/{name}"), &values)?)))
+            .collect()
+    }
+
+    /// The kubeconfig of the seed's chapter 7.
+    pub fn bootstrap_kubeconfig(&self, server: &str, ca_base64: &str, token: &str) -> Result<String> {
+        let values = serde_json::json!({"server": server, "ca_base64": ca_base64, "token": token});
+        self.templates.render("join/bootstrap-kubelet.conf", &values)
+    }
+}

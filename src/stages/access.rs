@@ -1,0 +1,83 @@
+//! Access: our tokens may ask for a certificate. Binds nothing that is bound already; else only our own group.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::Run;
+use crate::cluster::access::{BOOTSTRAPPERS, Right, binding_name};
+use crate::error::{Context, Error, Exit, Result};
+use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::spec;
+
+/// Stands for any token: the API server answers for its groups.
+const ANY_TOKEN: &str = "system:bootstrap:000000";
+
+pub struct Access;
+
+#[async_trait]
+impl Stage<Run> for Access {
+    fn name(&self) -> &'static str {
+        "Access"
+    }
+
+    fn deadline(&self, _: &Run) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
+        if on.plan.cluster.access == spec::Access::None {
+            return Ok(Check::Done("not looked at, as the spec says".into()));
+        }
+        warn_of_renewal(on, report).await?;
+        let group = on.plan.cluster.group();
+        if on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+            return Ok(Check::Done("tokens may ask for certificates".into()));
+        }
+        if on.plan.cluster.access == spec::Access::Require {
+            return Ok(Check::Conflict(missing(&group)));
+        }
+        Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
+    }
+
+    async fn apply(&self, on: &Run, report: &Reporter) -> Result<()> {
+        let group = on.plan.cluster.group();
+        if !on.cluster.may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
+            return Err(missing(&group));
+        }
+        on.cluster.bind_bootstrapper(&on.plan.cluster.name, &group).await.map_err(|error| missing(&group).because(error))?;
+        // The authorizer learns of a binding a moment after it was made.
+        let until = Instant::now() + Duration::from_secs(20);
+        while !on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+            if Instant::now() > until {
+                return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.plan.cluster.name)))
+                    .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
+            }
+            report.progress("waiting for the binding to take effect");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, on: &Run, _: &Reporter) -> Result<Undone> {
+        let name = binding_name(&on.plan.cluster.name);
+        Ok(if on.cluster.unbind_bootstrapper(&on.plan.cluster.name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
+    }
+}
+
+fn missing(group: &str) -> Error {
+    Error::new("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
+        .with_help(format!("have an administrator run: kubectl create clusterrolebinding nodegraft-bootstrap --clusterrole=system:node-bootstrapper --group={group}"))
+        .with_exit(Exit::Unfit)
+}
+
+async fn warn_of_renewal(on: &Run, report: &Reporter) -> Result<()> {
+    if !on.cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await? {
+        report.warn(
+            "nothing approves the renewal of node certificates: nodes drop out when their first one ends",
+            Some("kubectl create clusterrolebinding node-renewal --clusterrole=system:certificates.k8s.io:certificatesigningrequests:selfnodeclient --group=system:nodes".into()),
+        );
+    }
+    Ok(())
+}

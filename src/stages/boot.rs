@@ -1,0 +1,114 @@
+//! Boot: starts the VM with its console followed from the first line, and waits for the SSH banner at the known address.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{NodeRun, is_ours, locked};
+use crate::error::{Error, Result, one_line};
+use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::ssh;
+
+/// A probe that gets no answer is given up after this long; the next follows at once.
+const PROBE: Duration = Duration::from_millis(700);
+const BETWEEN_PROBES: Duration = Duration::from_millis(75);
+const CONSOLE_TAIL: usize = 15;
+
+pub struct Boot;
+
+#[async_trait]
+impl Stage<NodeRun> for Boot {
+    fn name(&self) -> &'static str {
+        "Boot"
+    }
+
+    fn deadline(&self, on: &NodeRun) -> Duration {
+        on.node.deadlines.boot + Duration::from_secs(30)
+    }
+
+    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+        match on.domain().await? {
+            Some(domain) if domain.running && !domain.paused => {}
+            _ => return Ok(Check::Needed("it is to be started".into())),
+        }
+        Ok(match ssh::banner(on.ssh_address(), PROBE).await {
+            Ok(banner) => Check::Done(banner),
+            Err(error) => Check::Needed(format!("it runs, but {}", one_line(&error))),
+        })
+    }
+
+    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+        let (host, name) = (&on.run.host, &on.node.name);
+        let domain = on.domain().await?.ok_or_else(|| Error::new(format!("there is no domain {name}")))?;
+        if !domain.running {
+            host.start_paused(name).await?;
+        }
+        // Without a console the wait only has less to tell.
+        let console = host.open_console(name, on.run.state.log(name, "console.log")?).await.ok();
+        *locked(&on.console) = console;
+        if !domain.running || domain.paused {
+            host.resume(name).await?;
+        }
+        let waited = wait_for_banner(on, report).await;
+        *locked(&on.console) = None;
+        waited
+    }
+
+    async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
+        match on.domain().await? {
+            None => Ok(Undone::Absent),
+            Some(domain) if !is_ours(&domain, on) => Ok(Undone::Kept("the domain is not ours".into())),
+            Some(_) if on.run.host.power_off(&on.node.name).await? => Ok(Undone::Removed("powered off".into())),
+            Some(_) => Ok(Undone::Absent),
+        }
+    }
+}
+
+async fn wait_for_banner(on: &NodeRun, report: &Reporter) -> Result<()> {
+    let begun = Instant::now();
+    let mut looked = begun;
+    loop {
+        let last = match ssh::banner(on.ssh_address(), PROBE).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let console = locked(&on.console).as_ref().map(|console| console.tail(CONSOLE_TAIL)).unwrap_or_default();
+        if looked.elapsed() > Duration::from_secs(1) {
+            looked = Instant::now();
+            let line = console.last().map_or_else(String::new, |line| format!(": {line}"));
+            report.progress(format!("waiting for SSH at {}{line}", on.node.ip));
+            if on.domain().await?.is_none_or(|domain| !domain.running) {
+                return Err(Error::new(format!("the VM stopped while it booted, after {} s", begun.elapsed().as_secs()))
+                    .with_detail(console_detail(&console))
+                    .with_help(format!("the host's log may say why: /var/log/libvirt/qemu/{}.log", on.node.name)));
+            }
+        }
+        if begun.elapsed() > on.node.deadlines.boot {
+            return Err(never_booted(on, last, &console));
+        }
+        tokio::time::sleep(BETWEEN_PROBES).await;
+    }
+}
+
+fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
+    let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
+    let help = if console.is_empty() && kvm {
+        "it printed nothing under KVM: acceleration may not work here; set `virt_type: qemu` under `host` in the spec".to_owned()
+    } else if console.is_empty() {
+        "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?".to_owned()
+    } else {
+        format!("if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init? raise `deadlines: {{boot: ..}}` for a slow host", on.node.address)
+    };
+    Error::new(format!("no SSH at {} within {} s", on.node.ip, on.node.deadlines.boot.as_secs()))
+        .because(last)
+        .with_detail(console_detail(console))
+        .with_help(help)
+}
+
+fn console_detail(console: &[String]) -> Vec<String> {
+    if console.is_empty() {
+        return vec!["the serial console showed nothing".into()];
+    }
+    std::iter::once("the serial console's last lines:".to_owned()).chain(console.iter().map(|line| format!("  {line}"))).collect()
+}

@@ -1,0 +1,252 @@
+//! Join: a token of the node's own, the bootstrap kubeconfig, the kubelet's start, and approval of exactly its one
+//! certificate request. The token lives from just before the kubelet starts until the Node exists.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{NodeRun, is_ours, locked};
+use crate::cluster::access::{BOOTSTRAPPERS, Right};
+use crate::cluster::csr::State;
+use crate::cluster::token::Token;
+use crate::error::{Context, Error, Result};
+use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::spec;
+use crate::ssh::Session;
+
+const SHORT: Duration = Duration::from_secs(60);
+/// How long somebody else, who may, is given to approve the request before we do.
+const OTHERS: Duration = Duration::from_secs(10);
+const IDENTITY: &str = "/etc/kubernetes/kubelet.conf";
+const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
+
+pub struct Join;
+
+#[async_trait]
+impl Stage<NodeRun> for Join {
+    fn name(&self) -> &'static str {
+        "Join"
+    }
+
+    fn deadline(&self, on: &NodeRun) -> Duration {
+        on.node.deadlines.join + Duration::from_secs(180)
+    }
+
+    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+        let cluster = &on.run.plan.cluster.name;
+        let Some(node) = on.run.cluster.node(&on.node.name).await? else { return Ok(Check::Needed("it is not a Node yet".into())) };
+        if !node.belongs_to(cluster, &on.node.name, &on.node.machine_id) {
+            return Ok(Check::Conflict(taken(&on.node.name, node.address.as_deref())));
+        }
+        let session = on.session(SHORT).await.doing("logging in")?;
+        if !has_identity(&session).await? {
+            return Ok(Check::Needed("the cluster has a Node of an earlier life of this VM".into()));
+        }
+        let labelled = on.node.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+        if node.owner.is_none() || !labelled {
+            return Ok(Check::Needed("the Node's labels are to be set".into()));
+        }
+        Ok(Check::Done(format!("Node {}", node.name)))
+    }
+
+    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+        let (cluster, name) = (&on.run.cluster, &on.node.name);
+        let session = on.session(SHORT).await.doing("logging in")?;
+        if !has_identity(&session).await? {
+            // The Node of a VM that is no more would keep the new one's kubelet from registering as itself.
+            cluster.delete_node(name).await?;
+            graft(on, &session, report).await?;
+        }
+        if cluster.node(name).await?.is_none() {
+            report.progress("waiting for the kubelet to register the Node");
+            session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
+            registered(on, &session, on.node.deadlines.join).await?;
+        }
+        cluster.mark_node(name, &on.run.plan.cluster.name, &on.node.labels).await
+    }
+
+    async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
+        let (run, name) = (&on.run, &on.node.name);
+        // A kubelet that lives would renew its lease behind our back.
+        if on.domain().await?.is_some_and(|domain| is_ours(&domain, on)) {
+            run.host.suspend(name).await?;
+        }
+        let mut removed = Vec::new();
+        for id in run.cluster.tokens_of(&run.plan.cluster.name, name).await? {
+            if run.cluster.delete_token(&id).await? {
+                removed.push(format!("token {id}"));
+            }
+        }
+        match run.cluster.node(name).await? {
+            Some(node) if !node.belongs_to(&run.plan.cluster.name, name, &on.node.machine_id) => {
+                return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
+            }
+            _ => {
+                if run.cluster.delete_node(name).await? {
+                    removed.push(format!("Node {name}"));
+                }
+            }
+        }
+        removed.extend(run.cluster.delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
+        Ok(if removed.is_empty() { Undone::Absent } else { Undone::Removed(removed.join(", ")) })
+    }
+}
+
+pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
+    Error::new(format!("the cluster already has a Node {name}, of another machine{}", address.map(|a| format!(" at {a}")).unwrap_or_default()))
+        .with_help(format!("give this node another name, or, if that machine is gone: kubectl delete node {name}"))
+}
+
+async fn has_identity(session: &Session) -> Result<bool> {
+    let found = session.output(&format!("[ -s {IDENTITY} ] && echo yes || echo no"), SHORT).await.doing("looking for the kubelet's identity")?;
+    Ok(found.trim() == "yes")
+}
+
+/// Token, files, kubelet, request. The token is deleted however this ends.
+async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()> {
+    let (run, name) = (&on.run, &on.node.name);
+    let cluster_name = &run.plan.cluster.name;
+    reachable(on, session).await?;
+    for left in run.cluster.tokens_of(cluster_name, name).await? {
+        run.cluster.delete_token(&left).await?;
+    }
+    let token = Token::generate()?;
+    let groups = match run.plan.cluster.access {
+        spec::Access::None => Vec::new(),
+        _ => vec![run.plan.cluster.group()],
+    };
+    report.progress(format!("token {}", token.id));
+    run.cluster.create_token(&token, cluster_name, name, on.node.deadlines.join + Duration::from_secs(300), &groups).await?;
+    let joined = with_token(on, session, &token, report).await;
+    let cleaned = run.cluster.delete_token(&token.id).await;
+    joined?;
+    cleaned?;
+    session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig").map(drop)
+}
+
+/// The guest can reach the API server: the commonest fault, and the kubelet would only log about it.
+async fn reachable(on: &NodeRun, session: &Session) -> Result<()> {
+    let server = server(on);
+    let authority = server.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
+    let host = host.trim_matches(['[', ']']);
+    let probe = format!("timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}");
+    session.output(&probe, SHORT).await.map(drop).map_err(|error| {
+        Error::new(format!("the guest cannot reach the API server {server}"))
+            .because(error)
+            .with_help("is that address right as seen from the guest? set `cluster.server` in the spec to the one that is; check gateway and firewall")
+    })
+}
+
+fn server(on: &NodeRun) -> &str {
+    on.run.plan.cluster.server.as_deref().unwrap_or(&on.run.cluster.server)
+}
+
+async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Reporter) -> Result<()> {
+    let (run, name) = (&on.run, &on.node.name);
+    let script = run.plan.templates.render("join/reset.sh", &serde_json::json!({"node": &on.node}))?;
+    let start = run.plan.templates.render("join/start.sh", &serde_json::json!({"node": &on.node}))?;
+    let kubeconfig = run.plan.bootstrap_kubeconfig(server(on), &run.cluster.ca_base64, &token.reveal())?;
+    session.output(&script, SHORT).await.doing("clearing an earlier membership")?;
+    session.write("/etc/kubernetes/pki/ca.crt", run.cluster.ca_pem.clone().into_bytes(), "0644", SHORT).await?;
+    session.write(BOOTSTRAP, kubeconfig.into_bytes(), "0600", SHORT).await?;
+    report.progress("starting the kubelet");
+    session.output(&start, SHORT).await.doing("starting the kubelet")?;
+
+    let until = Instant::now() + on.node.deadlines.join;
+    let stage = Mutex::new("the kubelet's certificate request".to_owned());
+    let say = |what: String| {
+        report.progress(what.clone());
+        *locked(&stage) = what;
+    };
+    say("waiting for the kubelet's certificate request".into());
+    let issued = async {
+        approve(on, token, &say).await?;
+        say("waiting for the certificate".into());
+        run.cluster.watch_csr(&token.user(), |csr| csr.state == State::Issued && csr.objection(&token.user(), name).is_none(), |_| {}).await?;
+        say("waiting for the kubelet to register the Node".into());
+        run.cluster.watch_node(name, |_| true, |_| {}).await.map(drop)
+    };
+    match tokio::time::timeout_at(until, issued).await {
+        Ok(result) => result,
+        Err(_) => {
+            let waited = locked(&stage).clone();
+            Err(stuck(on, session, token, &waited).await)
+        }
+    }
+}
+
+/// Sees the one request approved: by whoever may, else by us.
+async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) -> Result<()> {
+    let (run, name, user) = (&on.run, &on.node.name, token.user());
+    let csr = run.cluster.watch_csr(&user, |_| true, |_| {}).await?;
+    if let Some(objection) = csr.objection(&user, name) {
+        return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
+            .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
+    }
+    let group = run.plan.cluster.group();
+    let others = run.cluster.may(&user, &[BOOTSTRAPPERS, &group], Right::ClientApproval).await?;
+    if others && csr.state == State::Pending {
+        say(format!("waiting for the controller manager to approve {}", csr.name));
+        let approved = run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending, |_| {});
+        if let Ok(seen) = tokio::time::timeout(OTHERS, approved).await {
+            return refuse_denied(seen?);
+        }
+    }
+    say(format!("approving {}", csr.name));
+    run.cluster.approve_csr(&csr.name, &format!("node {name} of cluster {} joins", run.plan.cluster.name)).await?;
+    refuse_denied(run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending, |_| {}).await?)
+}
+
+fn refuse_denied(csr: crate::cluster::csr::Request) -> Result<()> {
+    match csr.state {
+        State::Denied(reason) => Err(Error::new(format!("the certificate request {} was denied", csr.name))
+            .because(Error::new(reason))
+            .with_help("somebody, or a policy, denies kubelet requests in this cluster; ask them, then `nodegraft up` again")),
+        _ => Ok(()),
+    }
+}
+
+async fn registered(on: &NodeRun, session: &Session, limit: Duration) -> Result<()> {
+    match tokio::time::timeout(limit, on.run.cluster.watch_node(&on.node.name, |_| true, |_| {})).await {
+        Ok(node) => node.map(drop),
+        Err(_) => Err(Error::new(format!("the kubelet did not register the Node within {} s", limit.as_secs()))
+            .with_detail(kubelet_log(session).await)
+            .with_help("its identity may be of another cluster: `nodegraft down` and `up` make the node anew")),
+    }
+}
+
+/// What stands in the way, as far as the API server and the kubelet's log tell.
+async fn stuck(on: &NodeRun, session: &Session, token: &Token, waited: &str) -> Error {
+    let run = &on.run;
+    let log = kubelet_log(session).await;
+    let all = log.join("\n").to_lowercase();
+    let state = session.output("systemctl is-active kubelet || true", SHORT).await.unwrap_or_default();
+    let known = run.cluster.token_exists(&token.id).await.unwrap_or(true);
+    let allowed = run.cluster.may(&token.user(), &[BOOTSTRAPPERS, &run.plan.cluster.group()], Right::Request).await.unwrap_or(true);
+    let help = if !known {
+        "the token is gone from the cluster: it expired or was deleted while the node joined; run `nodegraft up` again".to_owned()
+    } else if !allowed {
+        "tokens may not ask for certificates: set `access: ensure` in the spec, or bind system:node-bootstrapper to system:bootstrappers".to_owned()
+    } else if all.contains("x509") || all.contains("certificate signed by unknown authority") {
+        "the kubelet does not trust the API server's certificate: is the CA of this kubeconfig the one that signed it, and are both clocks right?".to_owned()
+    } else if all.contains("connection refused") || all.contains("no route to host") || all.contains("i/o timeout") {
+        format!("the kubelet cannot reach {}: set `cluster.server` to an address that guests reach", server(on))
+    } else if all.contains("unauthorized") {
+        "the API server does not accept the token: is --enable-bootstrap-token-auth on, and are the clocks right?".to_owned()
+    } else if state.trim() != "active" {
+        "the kubelet does not stay up; its log says why".to_owned()
+    } else {
+        format!("read on: nodegraft exec {} -- journalctl -u kubelet", on.node.name)
+    };
+    Error::new(format!("the node did not join within {} s: {waited}", on.node.deadlines.join.as_secs()))
+        .with_detail(std::iter::once("the kubelet's last lines:".to_owned()).chain(log.into_iter().map(|line| format!("  {line}"))))
+        .with_help(help)
+}
+
+async fn kubelet_log(session: &Session) -> Vec<String> {
+    let log = session.output("journalctl -u kubelet -n 12 --no-pager -o cat 2>/dev/null", SHORT).await.unwrap_or_default();
+    log.lines().map(|line| line.chars().take(300).collect()).collect()
+}

@@ -1,0 +1,143 @@
+//! THE LIST. Start reading here.
+//!
+//! ```text
+//! once per run :  Preflight  Access
+//! once per node:  Volume  Seed  Domain  Boot  Login  Steps  Join  Ready
+//! ```
+//!
+//! One file per stage. A stage may use the rooms and the core; it may not print, spawn a process, or call another stage.
+
+mod access;
+mod boot;
+mod domain;
+mod join;
+mod login;
+pub mod preflight;
+mod ready;
+mod seed;
+mod steps;
+mod volume;
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::libvirt::{Host, console::Console, domain::Domain};
+use crate::pipeline::stage::Stage;
+use crate::plan::{self, HostKey, Mark, Plan};
+use crate::ssh::{Identity, OpenError, Session, Target, Trust};
+use crate::state::{LoginKey, StateDir};
+
+/// Once per run, in this order.
+pub fn run_stages() -> Vec<Box<dyn Stage<Run>>> {
+    vec![Box::new(preflight::Preflight), Box::new(access::Access)]
+}
+
+/// Once per node, in this order; `down` walks it backward.
+pub fn node_stages() -> Vec<Box<dyn Stage<NodeRun>>> {
+    vec![
+        Box::new(volume::Volume),
+        Box::new(seed::Seed),
+        Box::new(domain::Domain),
+        Box::new(boot::Boot),
+        Box::new(login::Login),
+        Box::new(steps::Steps),
+        Box::new(join::Join),
+        Box::new(ready::Ready),
+    ]
+}
+
+/// What all stages of a run share.
+pub struct Run {
+    pub plan: Plan,
+    pub host: Host,
+    pub cluster: Cluster,
+    pub state: StateDir,
+    pub key: LoginKey,
+    /// Public keys that guests let in.
+    pub authorized_keys: Vec<String>,
+    /// `kvm` or `qemu`: decided by Preflight.
+    pub virt_type: OnceLock<String>,
+}
+
+/// One node on its way, with what one stage leaves for the next.
+pub struct NodeRun {
+    pub run: Arc<Run>,
+    pub node: plan::Node,
+    /// The volume was made by this run, so it is not somebody's leftover.
+    volume_made: AtomicBool,
+    host_key: Mutex<Option<HostKey>>,
+    console: Mutex<Option<Console>>,
+    session: Mutex<Option<Session>>,
+}
+
+impl NodeRun {
+    pub fn new(run: Arc<Run>, node: plan::Node) -> Self {
+        Self { run, node, volume_made: AtomicBool::new(false), host_key: Mutex::default(), console: Mutex::default(), session: Mutex::default() }
+    }
+
+    /// Whether anything of this node is left on the host. An unreachable host counts as "perhaps".
+    pub async fn exists(&self) -> bool {
+        let ours = self.domain().await.map(|domain| domain.is_some_and(|domain| is_ours(&domain, self)));
+        let volume = self.run.host.volume(self.pool(), &self.node.volume).await.map(|volume| volume.is_some());
+        ours.unwrap_or(true) || volume.unwrap_or(true)
+    }
+
+    fn pool(&self) -> &str {
+        &self.run.plan.host.pool
+    }
+
+    fn ssh_address(&self) -> SocketAddr {
+        SocketAddr::new(self.node.ip, 22)
+    }
+
+    /// The domain of this node's name, whoever made it.
+    async fn domain(&self) -> Result<Option<Domain>> {
+        self.run.host.domain(&self.node.name).await
+    }
+
+    /// The mark of our domain; an error if there is none or it is not ours.
+    async fn mark(&self) -> Result<Mark> {
+        let domain = self.domain().await?.ok_or_else(|| Error::new(format!("there is no domain {}", self.node.name)).with_help("run `nodegraft up` again"))?;
+        let ours = is_ours(&domain, self);
+        domain.mark.filter(|_| ours).ok_or_else(|| not_ours(&self.node.name))
+    }
+
+    /// A session that works, opened anew if the last one broke.
+    async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
+        let kept = locked(&self.session).clone();
+        if let Some(session) = kept
+            && session.output("true", Duration::from_secs(5)).await.is_ok()
+        {
+            return Ok(session);
+        }
+        let mark = self.mark().await.map_err(OpenError::Unreachable)?;
+        let target = Target {
+            host: self.node.ip.to_string(),
+            port: 22,
+            user: self.node.user.clone(),
+            trust: Trust::Pinned(mark.host_key),
+            identity: Identity::Key { private: self.run.key.private.clone(), public: self.run.key.public.clone() },
+        };
+        let session = Session::open(target, deadline).await?;
+        *locked(&self.session) = Some(session.clone());
+        Ok(session)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a domain bears the mark of exactly this node.
+fn is_ours(domain: &Domain, node: &NodeRun) -> bool {
+    domain.mark.as_ref().is_some_and(|mark| mark.cluster == node.run.plan.cluster.name && mark.node == node.node.name)
+}
+
+fn not_ours(name: &str) -> Error {
+    Error::new(format!("the name {name} is taken by a domain that is not ours"))
+        .with_help(format!("give the node another name, or look at that domain first: virsh dumpxml {name}"))
+}

@@ -1,0 +1,126 @@
+//! What nodegraft keeps on this machine for a cluster: its login key, logs, and a lock. Nothing in here is needed
+//! to know what exists: domains and volumes describe themselves.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+
+use crate::error::{Context, Error, Exit, Result};
+use crate::keys;
+
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+/// Held while a command changes a cluster's nodes.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// The key that nodegraft logs in with.
+#[derive(Clone)]
+pub struct LoginKey {
+    pub path: PathBuf,
+    pub public: String,
+    pub private: String,
+}
+
+impl StateDir {
+    /// `$NODEGRAFT_STATE_DIR`, else `nodegraft` below `$XDG_STATE_HOME` (`~/.local/state`); a directory per cluster.
+    pub fn open(cluster: &str) -> Result<Self> {
+        let base = match std::env::var_os("NODEGRAFT_STATE_DIR") {
+            Some(dir) => PathBuf::from(dir),
+            None => etcetera::choose_base_strategy()
+                .doing("finding your home directory")?
+                .state_dir()
+                .ok_or_else(|| Error::new("there is no directory for state").with_help("set NODEGRAFT_STATE_DIR"))?
+                .join("nodegraft"),
+        };
+        Ok(Self { root: base.join(cluster) })
+    }
+
+    fn make(&self, dir: &Path) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).doing(format!("making the directory {}", dir.display()))
+    }
+
+    /// Waits for nobody: two runs on one cluster would undo each other.
+    pub fn lock(&self) -> Result<Lock> {
+        self.make(&self.root)?;
+        let path = self.root.join("lock");
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).doing(format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let _ = file.set_len(0);
+                let _ = write!(file, "{}", std::process::id());
+                Ok(Lock { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                Err(Error::new(format!("another nodegraft (process {}) is working on this cluster", holder.trim()))
+                    .with_help("wait for it to end, or stop it with Ctrl-C")
+                    .with_exit(Exit::Unfit))
+            }
+            Err(TryLockError::Error(error)) => Err(error).doing(format!("locking {}", path.display())),
+        }
+    }
+
+    /// The user's key if the spec names one, else a key of the cluster's own, made once.
+    pub fn login_key(&self, own: Option<&str>) -> Result<LoginKey> {
+        let path = own.map_or_else(|| self.root.join("id_ed25519"), expand_home);
+        if own.is_none() && !path.exists() {
+            self.make(&self.root)?;
+            let key = keys::generate("nodegraft")?;
+            write_private(&path, key.private.as_deref().unwrap_or_default())?;
+            fs::write(path.with_extension("pub"), format!("{}\n", key.public)).doing("writing the public login key")?;
+        }
+        let private = fs::read_to_string(&path)
+            .doing(format!("reading the SSH key {}", path.display()))
+            .map_err(|error| error.with_help("correct `ssh.key` in the spec, or leave it out: nodegraft makes a key of its own"))?;
+        let public = keys::public_of(&private).doing(format!("reading the SSH key {}", path.display()))?;
+        Ok(LoginKey { path, public, private })
+    }
+
+    /// The path of a login key that may not exist yet.
+    pub fn login_key_path(&self, own: Option<&str>) -> PathBuf {
+        own.map_or_else(|| self.root.join("id_ed25519"), expand_home)
+    }
+
+    /// A log of a node: `steps/1-init.log`, `console.log`.
+    pub fn log(&self, node: &str, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(node).join(name);
+        if let Some(dir) = path.parent() {
+            self.make(dir)?;
+        }
+        Ok(path)
+    }
+}
+
+/// The public keys in `~/.ssh` that a person would expect to be let in with.
+pub fn own_public_keys() -> Vec<String> {
+    let dir = expand_home("~/.ssh");
+    ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"]
+        .iter()
+        .filter_map(|name| fs::read_to_string(dir.join(name)).ok())
+        .filter_map(|text| text.lines().find(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned()))
+        .collect()
+}
+
+/// `~` and `~/x` as a shell would read them.
+pub fn expand_home(path: &str) -> PathBuf {
+    match (path.strip_prefix('~'), std::env::var_os("HOME")) {
+        (Some(""), Some(home)) => PathBuf::from(home),
+        (Some(rest), Some(home)) if rest.starts_with('/') => PathBuf::from(home).join(&rest[1..]),
+        _ => PathBuf::from(path),
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).doing(format!("making {}", path.display()))?;
+    file.write_all(text.as_bytes()).doing(format!("writing {}", path.display()))
+}

@@ -1,0 +1,3 @@
+{# Every step starts with this. -#}
+set -eu
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
