@@ -30,6 +30,7 @@ pub struct Error {
     help: Option<String>,
     detail: Vec<String>,
     exit: Option<Exit>,
+    shown: bool,
     #[source]
     source: Option<Source>,
 }
@@ -38,7 +39,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), help: None, detail: Vec::new(), exit: None, source: None }
+        Self { what: what.into(), help: None, detail: Vec::new(), exit: None, shown: false, source: None }
     }
 
     /// The work was stopped by the user, not by a fault.
@@ -96,6 +97,16 @@ impl Error {
 
     pub fn exit(&self) -> Option<Exit> {
         self.own().find_map(|error| error.exit)
+    }
+
+    /// An event has told it already: it only carries the exit code from here on.
+    pub fn shown(mut self) -> Self {
+        self.shown = true;
+        self
+    }
+
+    pub fn is_shown(&self) -> bool {
+        self.shown
     }
 
     pub fn is_interruption(&self) -> bool {

@@ -15,17 +15,60 @@ pub type Subject = Option<String>;
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The whole list, before anything happens, so that a display is complete from the start.
-    RunStarted { command: String, cluster: String, run_stages: Vec<String>, nodes: Vec<NodeRow> },
-    StageStarted { node: Subject, stage: String },
+    RunStarted {
+        command: String,
+        cluster: String,
+        run_stages: Vec<String>,
+        nodes: Vec<NodeRow>,
+    },
+    StageStarted {
+        node: Subject,
+        stage: String,
+    },
     /// What a stage is waiting for or doing right now.
-    Progress { node: Subject, stage: String, detail: String },
+    Progress {
+        node: Subject,
+        stage: String,
+        detail: String,
+    },
     /// A line that a step printed in the guest.
-    Output { node: Subject, stage: String, line: String },
-    Warning { node: Subject, message: String, help: Option<String> },
-    StageFinished { node: Subject, stage: String, outcome: Outcome, detail: String, seconds: f64 },
-    StageFailed { node: Subject, stage: String, failure: Failure, seconds: f64 },
-    NodeFinished { node: String, result: NodeResult, detail: String, seconds: f64 },
-    RunFinished { command: String, done: usize, unchanged: usize, failed: usize, seconds: f64, next: Vec<String> },
+    Output {
+        node: Subject,
+        stage: String,
+        line: String,
+    },
+    Warning {
+        node: Subject,
+        message: String,
+        help: Option<String>,
+    },
+    StageFinished {
+        node: Subject,
+        stage: String,
+        outcome: Outcome,
+        detail: String,
+        seconds: f64,
+    },
+    StageFailed {
+        node: Subject,
+        stage: String,
+        failure: Failure,
+        seconds: f64,
+    },
+    NodeFinished {
+        node: String,
+        result: NodeResult,
+        detail: String,
+        seconds: f64,
+    },
+    RunFinished {
+        command: String,
+        done: usize,
+        unchanged: usize,
+        failed: usize,
+        seconds: f64,
+        next: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

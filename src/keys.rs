@@ -16,7 +16,8 @@ pub fn generate(comment: &str) -> Result<HostKey> {
 
 /// The public half of a private key in OpenSSH's form.
 pub fn public_of(private: &str) -> Result<String> {
-    let key = PrivateKey::from_openssh(private).map_err(|error| Error::new("this is not a private key in OpenSSH's form").because(error))?;
+    let key =
+        PrivateKey::from_openssh(private).map_err(|error| Error::new("this is not a private key in OpenSSH's form").because(error))?;
     key.public_key().to_openssh().doing("encoding a public key")
 }
 

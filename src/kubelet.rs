@@ -32,6 +32,13 @@ pub enum Runtime {
     Containerd,
 }
 
+/// A key of KubeletConfiguration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Setting {
+    pub key: &'static str,
+    pub value: &'static str,
+}
+
 const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 
 /// A flag, the minor version that brought it in its present meaning, and the one that removed it.
@@ -66,7 +73,11 @@ const FLAGS: &[Flag] = &[
     // 1.24 removed dockershim, and with it the kubelet's own network plugins.
     Flag { text: |c| (c.cni && c.runtime == Runtime::Docker).then(|| "--network-plugin=cni".into()), from: 0, before: 24 },
     Flag { text: |c| (c.runtime == Runtime::Containerd).then(|| "--container-runtime=remote".into()), from: 0, before: 27 },
-    Flag { text: |c| (c.runtime == Runtime::Containerd).then(|| format!("--container-runtime-endpoint={CONTAINERD}")), from: 0, before: 27 },
+    Flag {
+        text: |c| (c.runtime == Runtime::Containerd).then(|| format!("--container-runtime-endpoint={CONTAINERD}")),
+        from: 0,
+        before: 27,
+    },
     // From 1.27 on the runtime's own configuration names the pause image.
     Flag { text: |c| Some(format!("--pod-infra-container-image={}", c.pause_image)), from: 0, before: 27 },
     Flag { text: |c| (!c.taints.is_empty()).then(|| format!("--register-with-taints={}", c.taints.join(","))), from: 0, before: EVER },
@@ -75,21 +86,17 @@ const FLAGS: &[Flag] = &[
 impl Choice<'_> {
     /// The kubelet's command line without the program.
     pub fn flags(&self) -> Vec<String> {
-        FLAGS
-            .iter()
-            .filter(|flag| (flag.from..flag.before).contains(&self.version.minor))
-            .filter_map(|flag| (flag.text)(self))
-            .collect()
+        FLAGS.iter().filter(|flag| (flag.from..flag.before).contains(&self.version.minor)).filter_map(|flag| (flag.text)(self)).collect()
     }
 
     /// Keys of KubeletConfiguration that replaced a flag of the table.
-    pub fn config(&self) -> Vec<(&'static str, String)> {
+    pub fn config(&self) -> Vec<Setting> {
         let mut keys = Vec::new();
         if self.version.minor >= 24 {
-            keys.push(("cgroupDriver", "systemd".to_owned()));
+            keys.push(Setting { key: "cgroupDriver", value: "systemd" });
         }
         if self.version.minor >= 27 && self.runtime == Runtime::Containerd {
-            keys.push(("containerRuntimeEndpoint", CONTAINERD.to_owned()));
+            keys.push(Setting { key: "containerRuntimeEndpoint", value: CONTAINERD });
         }
         keys
     }

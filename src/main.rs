@@ -36,7 +36,9 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => code(exit),
         Err(error) => {
-            ui::print_error(&error);
+            if !error.is_shown() {
+                ui::print_error(&error);
+            }
             code(error.exit().unwrap_or(Exit::Bug))
         }
     }

@@ -36,7 +36,10 @@ pub struct Cluster {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterSource {
-    Kubeconfig { path: String, context: Option<String> },
+    Kubeconfig {
+        path: String,
+        context: Option<String>,
+    },
     /// `user@host[:port]`.
     ControlPlane(String),
 }
@@ -225,7 +228,7 @@ struct KubeletValues<'a> {
     sha256: Option<&'a str>,
     uploaded: Option<&'a str>,
     flags: Vec<String>,
-    config: Vec<(&'static str, String)>,
+    config: Vec<kubelet::Setting>,
 }
 
 fn steps(
@@ -265,7 +268,9 @@ fn kubelet_values<'a>(
     let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
     let version = Version::parse(&kubelet.version).ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
     if let Some(reason) = kubelet::mismatch(version, profile.runtime) {
-        return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version)).because(refused(reason.into())).with_help(reason));
+        return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version))
+            .because(refused(reason.into()))
+            .with_help(reason));
     }
     let text = |key: &str| vars.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     let ip = node.ip.to_string();

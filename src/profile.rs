@@ -37,7 +37,9 @@ impl Profile {
         for step in &profile.steps {
             let script = profile.script(step);
             if templates.text(&script).is_none() {
-                return Err(Error::new(format!("the profile `{name}` lists the step `{step}`, but {script} is missing")).with_exit(Exit::Refused));
+                return Err(
+                    Error::new(format!("the profile `{name}` lists the step `{step}`, but {script} is missing")).with_exit(Exit::Refused)
+                );
             }
         }
         Ok(profile)

@@ -11,7 +11,7 @@ const SIZE: usize = 1440 << 10;
 pub fn image(files: &[(&str, String)]) -> Result<Vec<u8>> {
     let mut bytes = vec![0_u8; SIZE];
     let options = fatfs::FormatVolumeOptions::new().volume_label(*b"CIDATA     ").volume_id(0x6e6f_6465);
-    fatfs::format_volume(&mut Cursor::new(&mut bytes[..]), options).doing("formatting the seed image")?;
+    fatfs::format_volume(Cursor::new(&mut bytes[..]), options).doing("formatting the seed image")?;
     {
         let volume = fatfs::FileSystem::new(Cursor::new(&mut bytes[..]), fatfs::FsOptions::new()).doing("opening the seed image")?;
         for (name, text) in files {

@@ -360,7 +360,11 @@ impl Spec {
         }
         let macs: Vec<_> = self.nodes.iter().filter_map(|n| n.mac.as_ref()).collect();
         for duplicate in duplicates(macs.into_iter()) {
-            problem(duplicate.referenced, format!("the MAC {} is given twice", duplicate.value), "leave `mac` out: one is derived from the name");
+            problem(
+                duplicate.referenced,
+                format!("the MAC {} is given twice", duplicate.value),
+                "leave `mac` out: one is derived from the name",
+            );
         }
         for node in &self.nodes {
             self.node_problems(node, &mut problem);
@@ -379,7 +383,9 @@ impl Spec {
         let (own, defaults) = (node.settings(), self.defaults.settings());
         let gateway = own.gateway.or(defaults.gateway);
         match parse_address(&node.address.value) {
-            Err(message) => problem(node.address.referenced, message, "write the address with its prefix length, for example 192.168.3.104/24"),
+            Err(message) => {
+                problem(node.address.referenced, message, "write the address with its prefix length, for example 192.168.3.104/24")
+            }
             Ok(net) if net.addr() == net.network() && net.prefix_len() < net.max_prefix_len() - 1 => problem(
                 node.address.referenced,
                 format!("{} is the address of the network itself", net.addr()),
@@ -412,17 +418,24 @@ impl Spec {
         if let Some(mac) = &node.mac
             && !is_mac(&mac.value)
         {
-            problem(mac.referenced, format!("`{}` is not a unicast MAC address", mac.value), "write six pairs of hex digits, for example 52:54:00:12:34:56, quoted");
+            problem(
+                mac.referenced,
+                format!("`{}` is not a unicast MAC address", mac.value),
+                "write six pairs of hex digits, for example 52:54:00:12:34:56, quoted",
+            );
         }
-        for (key, present) in [
-            ("template", own.template.or(defaults.template).is_some()),
-            ("profile", own.profile.or(defaults.profile).is_some()),
-        ] {
+        for (key, present) in
+            [("template", own.template.or(defaults.template).is_some()), ("profile", own.profile.or(defaults.profile).is_some())]
+        {
             if !present {
-                problem(node.name.referenced, format!("node {} has no `{key}`", node.name.value), "set it under `defaults`, or for this node");
+                problem(
+                    node.name.referenced,
+                    format!("node {} has no `{key}`", node.name.value),
+                    "set it under `defaults`, or for this node",
+                );
             }
         }
-        let limits: [(&str, Option<(Location, u64)>, u64); 4] = [
+        let limits = [
             ("cpus", own.cpus.or(defaults.cpus).map(|s| (s.referenced, u64::from(s.value))), 1),
             ("memory", own.memory.or(defaults.memory).map(|s| (s.referenced, s.value.0)), 256 << 20),
             ("disk", own.disk.or(defaults.disk).map(|s| (s.referenced, s.value.0)), 1 << 30),
@@ -432,7 +445,11 @@ impl Spec {
             if let Some((at, value)) = value
                 && value < least
             {
-                let (value, least) = if key == "memory" || key == "disk" { (Size(value).to_string(), Size(least).to_string()) } else { (value.to_string(), least.to_string()) };
+                let (value, least) = if key == "memory" || key == "disk" {
+                    (Size(value).to_string(), Size(least).to_string())
+                } else {
+                    (value.to_string(), least.to_string())
+                };
                 problem(at, format!("{key} {value} is less than {least}"), "ask for more");
             }
         }
@@ -481,7 +498,10 @@ pub fn is_node_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 200
         && text.split('.').all(|label| {
-            (1..=63).contains(&label.len()) && label.starts_with(edge) && label.ends_with(edge) && label.chars().all(|c| edge(c) || c == '-')
+            (1..=63).contains(&label.len())
+                && label.starts_with(edge)
+                && label.ends_with(edge)
+                && label.chars().all(|c| edge(c) || c == '-')
         })
 }
 
@@ -503,7 +523,11 @@ fn refuse(text: &str, file: &str, problems: Vec<Problem>) -> Error {
     let mut detail = Vec::new();
     for (index, problem) in problems.into_iter().enumerate() {
         let (line, column) = (problem.at.line() as usize, problem.at.column() as usize);
-        detail.push(if line == 0 { format!("{file}: {}", problem.message) } else { format!("{file}:{line}:{column}: {}", problem.message) });
+        detail.push(if line == 0 {
+            format!("{file}: {}", problem.message)
+        } else {
+            format!("{file}:{line}:{column}: {}", problem.message)
+        });
         if let Some(source) = line.checked_sub(1).and_then(|index| text.lines().nth(index)) {
             detail.push(format!("{line:>5} | {source}"));
             detail.push(format!("      | {}^", " ".repeat(column.saturating_sub(1))));

@@ -164,7 +164,10 @@ impl Session {
             Err(error) => return lost(&error),
         };
         // One stream: reading only one of two that are full would wait for ever.
-        if let Err(error) = channel.handle_extended_data(ExtendedData::Merge).and_then(|()| channel.exec(&format!("{command} 2>&1; echo; echo {TRAILER}$?"))) {
+        if let Err(error) = channel
+            .handle_extended_data(ExtendedData::Merge)
+            .and_then(|()| channel.exec(&format!("{command} 2>&1; echo; echo {TRAILER}$?")))
+        {
             return lost(&error);
         }
         if let Err(error) = channel.write_all(stdin).and_then(|()| channel.flush()) {
@@ -246,7 +249,8 @@ impl Lines {
 }
 
 fn open(target: &Target, deadline: Duration) -> Result<Session, OpenError> {
-    let unreachable = |what: String, error: &dyn std::fmt::Display| OpenError::Unreachable(Error::new(what).because(Error::new(error.to_string())));
+    let unreachable =
+        |what: String, error: &dyn std::fmt::Display| OpenError::Unreachable(Error::new(what).because(Error::new(error.to_string())));
     let at = format!("{}:{}", target.host, target.port);
     let address = (target.host.as_str(), target.port)
         .to_socket_addrs()

@@ -53,7 +53,13 @@ impl StateDir {
     pub fn lock(&self) -> Result<Lock> {
         self.make(&self.root)?;
         let path = self.root.join("lock");
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).doing(format!("opening {}", path.display()))?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .doing(format!("opening {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => {
                 let _ = file.set_len(0);

@@ -1,16 +1,13 @@
 //! Certificate signing requests, in whichever API version the cluster serves (v1, or v1beta1 before 1.19).
 //! Approves one request only: the client certificate of the node it was told about, asked for with the token it minted.
 
-use std::time::Duration;
-
-use futures_util::StreamExt;
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use x509_cert::der::DecodePem;
 use x509_cert::request::CertReq;
 
-use super::{Cluster, absent_as_none, code, within};
+use super::{Cluster, absent_as_none, code, watch_until, within};
 use crate::error::{Context, Error, Result};
 
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -69,36 +66,13 @@ impl Cluster {
         Ok(list.items.iter().map(parse).collect())
     }
 
-    /// Watches until a request of `user` satisfies `until`, calling `seen` for each request of that user on the way.
-    pub async fn watch_csr(&self, user: &str, until: impl Fn(&Request) -> bool, mut seen: impl FnMut(&Request)) -> Result<Request> {
-        let api = self.requests();
-        loop {
-            let list = within("listing the certificate requests", api.list(&ListParams::default())).await?;
-            for request in list.items.iter().map(parse).filter(|r| r.requestor == user) {
-                seen(&request);
-                if until(&request) {
-                    return Ok(request);
-                }
-            }
-            let from = list.metadata.resource_version.unwrap_or_default();
-            let params = WatchParams::default().timeout(60);
-            let watch = within("watching the certificate requests", api.watch(&params, &from)).await?;
-            futures_util::pin_mut!(watch);
-            // An ended or broken watch is begun again from a fresh list.
-            while let Some(Ok(event)) = watch.next().await {
-                let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else {
-                    if matches!(event, WatchEvent::Error(_)) { break } else { continue }
-                };
-                let request = parse(&object);
-                if request.requestor == user {
-                    seen(&request);
-                    if until(&request) {
-                        return Ok(request);
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+    /// Watches until a request of `user` satisfies `until`.
+    pub async fn watch_csr(&self, user: &str, until: impl Fn(&Request) -> bool) -> Result<Request> {
+        watch_until(&self.requests(), "the certificate requests", None, |object| {
+            let request = parse(&object);
+            (request.requestor == user && until(&request)).then_some(request)
+        })
+        .await
     }
 
     /// Approves a request by name; the caller has had it checked by [`Request::objection`]. A request that somebody

@@ -6,11 +6,16 @@ pub mod csr;
 pub mod node;
 pub mod token;
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use base64::Engine as _;
+use futures_util::StreamExt;
 use kube::Client;
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+
+use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Exit, Result};
 
@@ -54,7 +59,10 @@ impl Cluster {
         config.read_timeout = None;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let ca = config.root_cert.clone().and_then(|certs| certs.into_iter().next()).ok_or_else(|| {
-            unfit(Error::new(format!("the kubeconfig {origin} has no certificate authority")).with_help("nodes pin the cluster's CA: use a kubeconfig with certificate-authority or certificate-authority-data"))
+            unfit(
+                Error::new(format!("the kubeconfig {origin} has no certificate authority"))
+                    .with_help("nodes pin the cluster's CA: use a kubeconfig with certificate-authority or certificate-authority-data"),
+            )
         })?;
         let ca_pem = pem(&ca);
         let client = Client::try_from(config).doing(format!("using the kubeconfig {origin}")).map_err(unfit)?;
@@ -77,7 +85,10 @@ impl Cluster {
             .map(|group| group.versions.into_iter().map(|v| v.version).collect())
             .unwrap_or_default();
         let certificates = ["v1", "v1beta1"].into_iter().find(|v| served.iter().any(|s| s == v)).ok_or_else(|| {
-            unfit(Error::new(format!("{server} serves neither v1 nor v1beta1 of certificates.k8s.io")).with_help("a kubelet cannot get a certificate from this cluster"))
+            unfit(
+                Error::new(format!("{server} serves neither v1 nor v1beta1 of certificates.k8s.io"))
+                    .with_help("a kubelet cannot get a certificate from this cluster"),
+            )
         })?;
         Ok(Self {
             client,
@@ -102,6 +113,38 @@ async fn within<T>(what: impl Into<String>, call: impl Future<Output = Result<T,
     match tokio::time::timeout(CALL_DEADLINE, call).await {
         Ok(result) => result.doing(what),
         Err(_) => Err(Error::new(what).because(Error::new(format!("no answer within {} s", CALL_DEADLINE.as_secs())))),
+    }
+}
+
+/// Lists, then watches, until `look` finds what it wants in an object. Has no deadline of its own.
+async fn watch_until<K, T>(api: &Api<K>, what: &str, fields: Option<&str>, mut look: impl FnMut(K) -> Option<T>) -> Result<T>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    loop {
+        let only = fields.map_or_else(ListParams::default, |fields| ListParams::default().fields(fields));
+        let list = within(format!("listing {what}"), api.list(&only)).await?;
+        let from = list.metadata.resource_version.clone().unwrap_or_default();
+        for object in list.items {
+            if let Some(found) = look(object) {
+                return Ok(found);
+            }
+        }
+        // Bookmarks would need a progress request that etcd before 3.4.25 does not have.
+        let mut params = WatchParams::default().timeout(120).disable_bookmarks();
+        params.field_selector = fields.map(str::to_owned);
+        let events = within(format!("watching {what}"), api.watch(&params, &from)).await?;
+        futures_util::pin_mut!(events);
+        // A watch that ended or broke is begun again from a fresh list.
+        while let Some(Ok(event)) = events.next().await {
+            let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else {
+                if matches!(event, WatchEvent::Error(_)) { break } else { continue }
+            };
+            if let Some(found) = look(object) {
+                return Ok(found);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 

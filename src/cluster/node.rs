@@ -1,16 +1,14 @@
 //! Kubernetes Nodes: whose they are, whether they are Ready, and how they leave.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node as KubeNode;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use super::token::annotations;
-use super::{Cluster, NODE_ANNOTATION, absent_as_none, within};
+use super::{Cluster, NODE_ANNOTATION, absent_as_none, watch_until, within};
 use crate::error::Result;
 
 /// A Node as the API server tells it.
@@ -53,30 +51,21 @@ impl Cluster {
 
     /// Watches a Node until `until` holds, telling `seen` of each change.
     pub async fn watch_node(&self, name: &str, until: impl Fn(&Node) -> bool, mut seen: impl FnMut(&Node)) -> Result<Node> {
-        let api = self.nodes();
-        loop {
-            let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(60);
-            // "0" begins with what is there now.
-            let watch = within(format!("watching the Node {name}"), api.watch(&params, "0")).await?;
-            futures_util::pin_mut!(watch);
-            while let Some(Ok(event)) = watch.next().await {
-                let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else {
-                    if matches!(event, WatchEvent::Error(_)) { break } else { continue }
-                };
-                let node = parse(&object);
-                seen(&node);
-                if until(&node) {
-                    return Ok(node);
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let only = format!("metadata.name={name}");
+        watch_until(&self.nodes(), &format!("the Node {name}"), Some(&only), |object| {
+            let node = parse(&object);
+            seen(&node);
+            until(&node).then_some(node)
+        })
+        .await
     }
 
     /// Writes our annotation and the spec's labels on a Node.
     pub async fn mark_node(&self, name: &str, cluster: &str, labels: &BTreeMap<String, String>) -> Result<()> {
         let patch = json!({"metadata": {"annotations": annotations(cluster, name), "labels": labels}});
-        within(format!("labelling the Node {name}"), self.nodes().patch(name, &PatchParams::default(), &Patch::Merge(&patch))).await.map(drop)
+        within(format!("labelling the Node {name}"), self.nodes().patch(name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await
+            .map(drop)
     }
 
     /// Deletes a Node and its lease; false if neither was there.

@@ -57,7 +57,9 @@ fn random(length: usize) -> Result<String> {
     while text.len() < length {
         getrandom::fill(&mut bytes).map_err(|error| Error::new(format!("the system's random source failed: {error}")))?;
         // 252 is the largest multiple of 36 below 256: bytes above it would favour the first letters.
-        text.extend(bytes.iter().filter(|byte| **byte < 252).take(length - text.len()).map(|byte| char::from(ALPHABET[usize::from(byte % 36)])));
+        text.extend(
+            bytes.iter().filter(|byte| **byte < 252).take(length - text.len()).map(|byte| char::from(ALPHABET[usize::from(byte % 36)])),
+        );
     }
     Ok(text)
 }

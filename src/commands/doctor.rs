@@ -59,7 +59,10 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
     if host.is_local() && Path::new("/dev/kvm").exists() {
         findings.push(match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
             Ok(_) => Finding::good("/dev/kvm can be opened"),
-            Err(error) => Finding::doubtful(format!("/dev/kvm cannot be opened by you: {error}"), "libvirt opens it itself; join the group kvm for use without libvirt"),
+            Err(error) => Finding::doubtful(
+                format!("/dev/kvm cannot be opened by you: {error}"),
+                "libvirt opens it itself; join the group kvm for use without libvirt",
+            ),
         });
     }
     findings
@@ -67,13 +70,23 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
 
 async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
     let source = match spec {
-        Some(spec) => match plan::Plan::new(spec, match setting.templates() { Ok(templates) => templates, Err(error) => return vec![bad(&error)] }, &[]) {
+        Some(spec) => match plan::Plan::new(
+            spec,
+            match setting.templates() {
+                Ok(templates) => templates,
+                Err(error) => return vec![bad(&error)],
+            },
+            &[],
+        ) {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
         None => plan::Cluster {
             name: "default".into(),
-            source: ClusterSource::Kubeconfig { path: std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()), context: None },
+            source: ClusterSource::Kubeconfig {
+                path: std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
+                context: None,
+            },
             server: None,
             access: spec::Access::default(),
         },

@@ -55,7 +55,8 @@ async fn remove(run: Arc<Run>, node: Node, setting: &Setting) -> NodeResult {
     let node_run = NodeRun::new(run, node);
     let existed = node_run.exists().await;
     let stages = node_stages();
-    let walk = Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
+    let walk =
+        Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let errors = walk.backward(|_| true).await;
     let (result, detail) = match (errors.as_slice(), existed) {
         ([], false) => (NodeResult::Unchanged, "there was nothing of it".to_owned()),

@@ -57,7 +57,9 @@ pub fn load_spec(file: &std::path::Path) -> Result<Spec> {
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
 pub async fn open(plan: Plan) -> Result<Arc<Run>> {
     let state = StateDir::open(&plan.cluster.name)?;
-    let key = state.login_key(plan.ssh_key.as_deref()).map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
+    let key = state
+        .login_key(plan.ssh_key.as_deref())
+        .map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = open_cluster(&plan.cluster).await?;
     let mut authorized_keys = vec![key.public.clone()];
@@ -80,7 +82,8 @@ pub async fn open_cluster(cluster: &PlannedCluster) -> Result<Cluster> {
             Cluster::connect(&text, &file.display().to_string(), context.as_deref()).await
         }
         ClusterSource::ControlPlane(at) => {
-            let (kubeconfig, ca) = read_control_plane(at).await.map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Unfit) } else { error })?;
+            let (kubeconfig, ca) =
+                read_control_plane(at).await.map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Unfit) } else { error })?;
             let connected = Cluster::connect(&kubeconfig, &format!("{at}:/etc/kubernetes/admin.conf"), None).await?;
             if connected.ca_pem.split_whitespace().collect::<String>() != ca.split_whitespace().collect::<String>() {
                 return Err(Error::new(format!("on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"))
@@ -107,7 +110,10 @@ async fn read_control_plane(at: &str) -> Result<(String, String)> {
         trust: Trust::KnownHosts(dir.join("known_hosts")),
         identity: Identity::Own { dir },
     };
-    let session = Session::open(target, LIMIT).await.doing(format!("logging in to the control plane {at}")).map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
+    let session = Session::open(target, LIMIT)
+        .await
+        .doing(format!("logging in to the control plane {at}"))
+        .map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
     let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
     Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
 }

@@ -52,7 +52,18 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
     let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
     [
         ("Volume", format!("{} in {}: {how} {}, {}", node.volume, plan.host.pool, node.template, Size(node.disk))),
-        ("Seed", format!("{}: {} via {}, DNS {}, MAC {}, host name {}", node.seed, node.address, node.gateway, if dns.is_empty() { "none".into() } else { dns.join(" ") }, node.mac, node.hostname)),
+        (
+            "Seed",
+            format!(
+                "{}: {} via {}, DNS {}, MAC {}, host name {}",
+                node.seed,
+                node.address,
+                node.gateway,
+                if dns.is_empty() { "none".into() } else { dns.join(" ") },
+                node.mac,
+                node.hostname
+            ),
+        ),
         ("Domain", format!("{}: {} cpus, {}, {}", node.name, node.cpus, Size(node.memory), node.network)),
         ("Boot", format!("start it, SSH answers at {} within {} s", node.ip, node.deadlines.boot.as_secs())),
         ("Login", format!("as {}, host key pinned, first boot over; then the key is blanked in the seed", node.user)),

@@ -16,7 +16,9 @@ pub async fn run(file: &std::path::Path, node: &str, command: &[String], setting
     let host = Host::open(&plan.host.uri).await?;
     let mark = host.domain(&node.name).await?.and_then(|domain| domain.mark).filter(|mark| mark.cluster == plan.cluster.name);
     let mark = mark.ok_or_else(|| {
-        Error::new(format!("there is no VM {} of the cluster {}", node.name, plan.cluster.name)).with_help("run `nodegraft up` first").with_exit(Exit::Unfit)
+        Error::new(format!("there is no VM {} of the cluster {}", node.name, plan.cluster.name))
+            .with_help("run `nodegraft up` first")
+            .with_exit(Exit::Unfit)
     })?;
     let state = StateDir::open(&plan.cluster.name)?;
     let known = state.log(&node.name, "known_hosts")?;

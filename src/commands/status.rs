@@ -37,7 +37,10 @@ pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
         Output::Json => ui::print_json(&rows)?,
         Output::Text => {
             let mut table = vec![["NODE", "ADDRESS", "DOMAIN", "KUBERNETES", "NOTES"].map(str::to_owned)];
-            table.extend(rows.iter().map(|row| [row.node.clone(), row.address.clone(), row.domain.clone(), row.kubernetes.clone(), row.notes.join("; ")]));
+            table.extend(
+                rows.iter()
+                    .map(|row| [row.node.clone(), row.address.clone(), row.domain.clone(), row.kubernetes.clone(), row.notes.join("; ")]),
+            );
             ui::print(&ui::table(&table))?;
         }
     }

@@ -6,7 +6,9 @@ use crate::template::Templates;
 
 pub fn run(args: &cli::Templates) -> Result<Exit> {
     if args.dir.exists() {
-        return Err(Error::new(format!("{} exists already", args.dir.display())).with_help("name a directory that does not, so that nothing of yours is overwritten").with_exit(Exit::Refused));
+        return Err(Error::new(format!("{} exists already", args.dir.display()))
+            .with_help("name a directory that does not, so that nothing of yours is overwritten")
+            .with_exit(Exit::Refused));
     }
     let templates = Templates::built_in();
     for name in templates.names() {

@@ -54,8 +54,11 @@ pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
 async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
     let stages = run_stages();
     let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
-    // The stage's own event has told the story; the error carries the exit code.
-    walk.forward().await.result.map_err(|error| if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) })
+    walk.forward().await.result.map_err(|error| {
+        let told = !error.is_interruption();
+        let error = if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) };
+        if told { error.shown() } else { error }
+    })
 }
 
 async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setting) -> NodeResult {
@@ -63,7 +66,8 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
     let stages = node_stages();
-    let walk = Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
+    let walk =
+        Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let Walked { applied, result } = walk.forward().await;
     let (result, detail) = match result {
         Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),
@@ -73,7 +77,11 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
             let mut detail = error.to_string();
             if on_failure == OnFailure::Undo && !applied.is_empty() {
                 let left = walk.backward(|index| applied.contains(&index)).await;
-                detail = if left.is_empty() { format!("{detail}; what this run made was removed") } else { format!("{detail}; some of what this run made could not be removed") };
+                detail = if left.is_empty() {
+                    format!("{detail}; what this run made was removed")
+                } else {
+                    format!("{detail}; some of what this run made could not be removed")
+                };
             }
             (kind, detail)
         }
@@ -86,12 +94,11 @@ fn next_steps(run: &Run, results: &[NodeResult], args: &cli::Up) -> Vec<String> 
     let file = args.spec.file.display();
     let failed = results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted));
     if failed {
-        return vec![format!("nodegraft up -f {file}      goes on where it stopped"), format!("nodegraft down -f {file}    removes what was made")];
+        return vec![
+            format!("nodegraft up -f {file}      goes on where it stopped"),
+            format!("nodegraft down -f {file}    removes what was made"),
+        ];
     }
     let node = &run.plan.nodes[0].name;
-    vec![
-        format!("nodegraft status -f {file}"),
-        format!("nodegraft ssh -f {file} {node}"),
-        format!("nodegraft down -f {file}"),
-    ]
+    vec![format!("nodegraft status -f {file}"), format!("nodegraft ssh -f {file} {node}"), format!("nodegraft down -f {file}")]
 }

@@ -101,11 +101,10 @@ impl Host {
         let wanted = name.to_owned();
         self.call(format!("suspending the domain {name}"), move |conn| {
             let Some(domain) = absent_as_none(conn.lookup_domain_by_name(&wanted), ErrorNumber::NoDomain)? else { return Ok(false) };
-            match domain.suspend() {
-                Ok(()) => Ok(true),
-                Err(error) if error.code().is(ErrorNumber::OperationInvalid) => Ok(false),
-                Err(error) => Err(error),
+            if !domain.is_active()? {
+                return Ok(false);
             }
+            domain.suspend().map(|()| true)
         })
         .await
     }
@@ -136,9 +135,9 @@ impl Host {
             match domain.undefine_flags(full) {
                 Ok(()) => Ok(true),
                 // Drivers without NVRAM refuse the whole set of flags.
-                Err(error) if error.code().is_any(vec![ErrorNumber::InvalidArg, ErrorNumber::NoSupport]) => {
-                    domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA).map(|()| true)
-                }
+                Err(error) if error.code().is_any(vec![ErrorNumber::InvalidArg, ErrorNumber::NoSupport]) => domain
+                    .undefine_flags(sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+                    .map(|()| true),
                 Err(error) => Err(error),
             }
         })

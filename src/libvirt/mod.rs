@@ -102,7 +102,9 @@ impl Host {
     pub async fn offers_kvm(&self) -> Result<bool> {
         self.call("asking for KVM", |conn| match conn.domain_capabilities(None, Some("x86_64"), None, Some("kvm"), 0) {
             Ok(_) => Ok(true),
-            Err(error) if error.code().is_any(vec![ErrorNumber::InvalidArg, ErrorNumber::ConfigUnsupported, ErrorNumber::NoSupport]) => Ok(false),
+            Err(error) if error.code().is_any(vec![ErrorNumber::InvalidArg, ErrorNumber::ConfigUnsupported, ErrorNumber::NoSupport]) => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         })
         .await

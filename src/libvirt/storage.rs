@@ -60,7 +60,9 @@ impl Host {
         let found = self
             .call(format!("looking for the volume {volume} in {pool}"), move |conn| {
                 let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
-                let Some(volume) = absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? else { return Ok(None) };
+                let Some(volume) = absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? else {
+                    return Ok(None);
+                };
                 Ok(Some((volume.name()?, volume.xml_desc(0)?)))
             })
             .await?;
@@ -87,7 +89,10 @@ impl Host {
 
     /// A full copy (virStorageVolCreateXMLFrom). It keeps the base's capacity: resize it after.
     pub async fn copy_volume(&self, pool: &str, name: &str, base: &str) -> Result<()> {
-        let xml = format!("<volume><name>{}</name><capacity>0</capacity><target><format type='qcow2'/><compat>1.1</compat></target></volume>", escape(name));
+        let xml = format!(
+            "<volume><name>{}</name><capacity>0</capacity><target><format type='qcow2'/><compat>1.1</compat></target></volume>",
+            escape(name)
+        );
         let (pool_name, base_name) = (pool.to_owned(), base.to_owned());
         self.call(format!("copying {base} to {name}"), move |conn| {
             let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
@@ -129,8 +134,12 @@ impl Host {
     pub async fn delete_volume(&self, pool: &str, volume: &str) -> Result<bool> {
         let (pool_name, name) = (pool.to_owned(), volume.to_owned());
         self.call(format!("deleting the volume {volume}"), move |conn| {
-            let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&pool_name), ErrorNumber::NoStoragePool)? else { return Ok(false) };
-            let Some(volume) = absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? else { return Ok(false) };
+            let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&pool_name), ErrorNumber::NoStoragePool)? else {
+                return Ok(false);
+            };
+            let Some(volume) = absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? else {
+                return Ok(false);
+            };
             match volume.delete(0) {
                 Ok(()) => Ok(true),
                 // The file went behind libvirt's back: the refresh makes its list true again.

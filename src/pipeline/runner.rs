@@ -83,7 +83,8 @@ impl<C: Sync> Walk<'_, C> {
         }
         match self.check(stage, report).await? {
             Check::Done(detail) => Ok((Outcome::Applied, detail)),
-            Check::Needed(why) => Err(Error::new(format!("{} was applied, and yet: {why}", stage.name())).with_help("run `nodegraft up` again; if it stays so, this is a bug")),
+            Check::Needed(why) => Err(Error::new(format!("{} was applied, and yet: {why}", stage.name()))
+                .with_help("run `nodegraft up` again; if it stays so, this is a bug")),
             Check::Conflict(error) => Err(error),
         }
     }
@@ -107,9 +108,9 @@ impl<C: Sync> Walk<'_, C> {
             self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
             let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
             let limit = CHECK_DEADLINE * 3;
-            let undone = tokio::time::timeout(limit, stage.undo(self.on, &report)).await.unwrap_or_else(|_| {
-                Err(Error::new(format!("undoing {name} took more than {} s", limit.as_secs())))
-            });
+            let undone = tokio::time::timeout(limit, stage.undo(self.on, &report))
+                .await
+                .unwrap_or_else(|_| Err(Error::new(format!("undoing {name} took more than {} s", limit.as_secs()))));
             let seconds = begun.elapsed().as_secs_f64();
             match undone {
                 Ok(undone) => {
@@ -121,7 +122,12 @@ impl<C: Sync> Walk<'_, C> {
                     self.events.send(Event::StageFinished { node: self.subject.clone(), stage: name, outcome, detail, seconds });
                 }
                 Err(error) => {
-                    self.events.send(Event::StageFailed { node: self.subject.clone(), stage: name.clone(), failure: Failure::from(&error), seconds });
+                    self.events.send(Event::StageFailed {
+                        node: self.subject.clone(),
+                        stage: name.clone(),
+                        failure: Failure::from(&error),
+                        seconds,
+                    });
                     errors.push(Err::<(), _>(error).doing(format!("undoing {name}")).unwrap_err());
                 }
             }
@@ -253,7 +259,13 @@ mod tests {
         let stages: Vec<Box<dyn Stage<Journal>>> =
             vec![Box::new(scripted("a")), Box::new(Scripted { undo_fails: true, ..scripted("b") }), Box::new(scripted("c"))];
         let journal = Journal::default();
-        let walk = Walk { stages: &stages, on: &journal, subject: None, events: Events::new(unbounded_channel().0), stop: CancellationToken::new() };
+        let walk = Walk {
+            stages: &stages,
+            on: &journal,
+            subject: None,
+            events: Events::new(unbounded_channel().0),
+            stop: CancellationToken::new(),
+        };
         let errors = walk.backward(|_| true).await;
         assert_eq!(errors.len(), 1);
         assert_eq!(journal.into_inner().unwrap(), ["undo c", "undo b", "undo a"]);

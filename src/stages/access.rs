@@ -26,11 +26,10 @@ impl Stage<Run> for Access {
         Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &Run, _: &Reporter) -> Result<Check> {
         if on.plan.cluster.access == spec::Access::None {
             return Ok(Check::Done("not looked at, as the spec says".into()));
         }
-        warn_of_renewal(on, report).await?;
         let group = on.plan.cluster.group();
         if on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             return Ok(Check::Done("tokens may ask for certificates".into()));
@@ -51,8 +50,11 @@ impl Stage<Run> for Access {
         let until = Instant::now() + Duration::from_secs(20);
         while !on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             if Instant::now() > until {
-                return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.plan.cluster.name)))
-                    .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
+                return Err(Error::new(format!(
+                    "the binding {} was made, but does not work after 20 s",
+                    binding_name(&on.plan.cluster.name)
+                ))
+                .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
             }
             report.progress("waiting for the binding to take effect");
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -62,7 +64,11 @@ impl Stage<Run> for Access {
 
     async fn undo(&self, on: &Run, _: &Reporter) -> Result<Undone> {
         let name = binding_name(&on.plan.cluster.name);
-        Ok(if on.cluster.unbind_bootstrapper(&on.plan.cluster.name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
+        Ok(if on.cluster.unbind_bootstrapper(&on.plan.cluster.name).await.doing("removing our binding")? {
+            Undone::Removed(name)
+        } else {
+            Undone::Absent
+        })
     }
 }
 
@@ -70,14 +76,4 @@ fn missing(group: &str) -> Error {
     Error::new("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
         .with_help(format!("have an administrator run: kubectl create clusterrolebinding nodegraft-bootstrap --clusterrole=system:node-bootstrapper --group={group}"))
         .with_exit(Exit::Unfit)
-}
-
-async fn warn_of_renewal(on: &Run, report: &Reporter) -> Result<()> {
-    if !on.cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await? {
-        report.warn(
-            "nothing approves the renewal of node certificates: nodes drop out when their first one ends",
-            Some("kubectl create clusterrolebinding node-renewal --clusterrole=system:certificates.k8s.io:certificatesigningrequests:selfnodeclient --group=system:nodes".into()),
-        );
-    }
-    Ok(())
 }

@@ -98,7 +98,10 @@ fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
     } else if console.is_empty() {
         "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?".to_owned()
     } else {
-        format!("if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init? raise `deadlines: {{boot: ..}}` for a slow host", on.node.address)
+        format!(
+            "if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init? raise `deadlines: {{boot: ..}}` for a slow host",
+            on.node.address
+        )
     };
     Error::new(format!("no SSH at {} within {} s", on.node.ip, on.node.deadlines.boot.as_secs()))
         .because(last)

@@ -47,7 +47,9 @@ impl Stage<NodeRun> for Domain {
         let host = &on.run.host;
         let path = async |name: &str| {
             let volume = host.volume(on.pool(), name).await?;
-            volume.map(|v| v.path).ok_or_else(|| Error::new(format!("the volume {name} vanished from the pool {}", on.pool())).with_help("run `nodegraft up` again"))
+            volume.map(|v| v.path).ok_or_else(|| {
+                Error::new(format!("the volume {name} vanished from the pool {}", on.pool())).with_help("run `nodegraft up` again")
+            })
         };
         let facts = HostFacts {
             virt_type: on.run.virt_type.get().cloned().unwrap_or_else(|| "qemu".into()),

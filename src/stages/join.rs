@@ -20,6 +20,8 @@ const SHORT: Duration = Duration::from_secs(60);
 /// How long somebody else, who may, is given to approve the request before we do.
 const OTHERS: Duration = Duration::from_secs(10);
 const IDENTITY: &str = "/etc/kubernetes/kubelet.conf";
+const WAITING_FOR_CERTIFICATE: &str = "waiting for the certificate";
+const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
 const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
 
 pub struct Join;
@@ -95,12 +97,18 @@ impl Stage<NodeRun> for Join {
 }
 
 pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
-    Error::new(format!("the cluster already has a Node {name}, of another machine{}", address.map(|a| format!(" at {a}")).unwrap_or_default()))
-        .with_help(format!("give this node another name, or, if that machine is gone: kubectl delete node {name}"))
+    Error::new(format!(
+        "the cluster already has a Node {name}, of another machine{}",
+        address.map(|a| format!(" at {a}")).unwrap_or_default()
+    ))
+    .with_help(format!("give this node another name, or, if that machine is gone: kubectl delete node {name}"))
 }
 
 async fn has_identity(session: &Session) -> Result<bool> {
-    let found = session.output(&format!("[ -s {IDENTITY} ] && echo yes || echo no"), SHORT).await.doing("looking for the kubelet's identity")?;
+    // An old kubelet writes its kubeconfig before it has the certificate that this points to.
+    let probe =
+        format!("[ -s {IDENTITY} ] && {{ [ -s {CERTIFICATE} ] || grep -q client-certificate-data {IDENTITY}; }} && echo yes || echo no");
+    let found = session.output(&probe, SHORT).await.doing("looking for the kubelet's identity")?;
     Ok(found.trim() == "yes")
 }
 
@@ -120,10 +128,11 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
     report.progress(format!("token {}", token.id));
     run.cluster.create_token(&token, cluster_name, name, on.node.deadlines.join + Duration::from_secs(300), &groups).await?;
     let joined = with_token(on, session, &token, report).await;
-    let cleaned = run.cluster.delete_token(&token.id).await;
+    let deleted = run.cluster.delete_token(&token.id).await;
+    let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
-    cleaned?;
-    session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig").map(drop)
+    deleted?;
+    removed.map(drop)
 }
 
 /// The guest can reach the API server: the commonest fault, and the kubelet would only log about it.
@@ -134,9 +143,9 @@ async fn reachable(on: &NodeRun, session: &Session) -> Result<()> {
     let host = host.trim_matches(['[', ']']);
     let probe = format!("timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}");
     session.output(&probe, SHORT).await.map(drop).map_err(|error| {
-        Error::new(format!("the guest cannot reach the API server {server}"))
-            .because(error)
-            .with_help("is that address right as seen from the guest? set `cluster.server` in the spec to the one that is; check gateway and firewall")
+        Error::new(format!("the guest cannot reach the API server {server}")).because(error).with_help(
+            "is that address right as seen from the guest? set `cluster.server` in the spec to the one that is; check gateway and firewall",
+        )
     })
 }
 
@@ -164,8 +173,8 @@ async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Rep
     say("waiting for the kubelet's certificate request".into());
     let issued = async {
         approve(on, token, &say).await?;
-        say("waiting for the certificate".into());
-        run.cluster.watch_csr(&token.user(), |csr| csr.state == State::Issued && csr.objection(&token.user(), name).is_none(), |_| {}).await?;
+        say(WAITING_FOR_CERTIFICATE.into());
+        run.cluster.watch_csr(&token.user(), |csr| csr.state == State::Issued && csr.objection(&token.user(), name).is_none()).await?;
         say("waiting for the kubelet to register the Node".into());
         run.cluster.watch_node(name, |_| true, |_| {}).await.map(drop)
     };
@@ -181,7 +190,7 @@ async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Rep
 /// Sees the one request approved: by whoever may, else by us.
 async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) -> Result<()> {
     let (run, name, user) = (&on.run, &on.node.name, token.user());
-    let csr = run.cluster.watch_csr(&user, |_| true, |_| {}).await?;
+    let csr = run.cluster.watch_csr(&user, |_| true).await?;
     if let Some(objection) = csr.objection(&user, name) {
         return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
             .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
@@ -190,14 +199,14 @@ async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) ->
     let others = run.cluster.may(&user, &[BOOTSTRAPPERS, &group], Right::ClientApproval).await?;
     if others && csr.state == State::Pending {
         say(format!("waiting for the controller manager to approve {}", csr.name));
-        let approved = run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending, |_| {});
+        let approved = run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending);
         if let Ok(seen) = tokio::time::timeout(OTHERS, approved).await {
             return refuse_denied(seen?);
         }
     }
     say(format!("approving {}", csr.name));
     run.cluster.approve_csr(&csr.name, &format!("node {name} of cluster {} joins", run.plan.cluster.name)).await?;
-    refuse_denied(run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending, |_| {}).await?)
+    refuse_denied(run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending).await?)
 }
 
 fn refuse_denied(csr: crate::cluster::csr::Request) -> Result<()> {
@@ -229,7 +238,10 @@ async fn stuck(on: &NodeRun, session: &Session, token: &Token, waited: &str) -> 
     let help = if !known {
         "the token is gone from the cluster: it expired or was deleted while the node joined; run `nodegraft up` again".to_owned()
     } else if !allowed {
-        "tokens may not ask for certificates: set `access: ensure` in the spec, or bind system:node-bootstrapper to system:bootstrappers".to_owned()
+        "tokens may not ask for certificates: set `access: ensure` in the spec, or bind system:node-bootstrapper to system:bootstrappers"
+            .to_owned()
+    } else if waited == WAITING_FOR_CERTIFICATE {
+        "the request is approved, but nobody signs it: is kube-controller-manager up, with --cluster-signing-cert-file and --cluster-signing-key-file?".to_owned()
     } else if all.contains("x509") || all.contains("certificate signed by unknown authority") {
         "the kubelet does not trust the API server's certificate: is the CA of this kubeconfig the one that signed it, and are both clocks right?".to_owned()
     } else if all.contains("connection refused") || all.contains("no route to host") || all.contains("i/o timeout") {

@@ -53,8 +53,16 @@ impl Stage<NodeRun> for Login {
             && unfinished != "done"
         {
             if Instant::now() > until {
-                return Err(Error::new(format!("the first boot did not finish within {} s: {unfinished}", on.node.deadlines.login.as_secs()))
-                    .with_help(format!("look at it in the guest: ssh -i {} {}@{} cloud-init status --long", on.run.key.path.display(), on.node.user, on.node.ip)));
+                return Err(Error::new(format!(
+                    "the first boot did not finish within {} s: {unfinished}",
+                    on.node.deadlines.login.as_secs()
+                ))
+                .with_help(format!(
+                    "look at it in the guest: ssh -i {} {}@{} cloud-init status --long",
+                    on.run.key.path.display(),
+                    on.node.user,
+                    on.node.ip
+                )));
             }
             report.progress(unfinished);
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -73,10 +81,19 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
         };
         if Instant::now() > until {
             let help = match &error {
-                OpenError::Refused { .. } => "the guest does not let our key in: does the template run cloud-init, and does `ssh.user` exist there?",
+                OpenError::Refused { .. } => {
+                    "the guest does not let our key in: does the template run cloud-init, and does `ssh.user` exist there?"
+                }
                 _ => "the guest's sshd does not stay up: look at its console",
             };
-            return Err(Error::new(format!("no login as {} at {} within {} s", on.node.user, on.node.ip, on.node.deadlines.login.as_secs())).because(error).with_help(help));
+            return Err(Error::new(format!(
+                "no login as {} at {} within {} s",
+                on.node.user,
+                on.node.ip,
+                on.node.deadlines.login.as_secs()
+            ))
+            .because(error)
+            .with_help(help));
         }
         report.progress(format!("waiting for a login: {error}"));
         tokio::time::sleep(Duration::from_millis(250)).await;
@@ -96,9 +113,12 @@ async fn first_boot(session: &Session) -> Result<String> {
 
 /// What the first boot got wrong without failing: errors of its own, a root file system that did not grow.
 async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()> {
-    let result = session.output("cat /run/cloud-init/result.json 2>/dev/null || echo '{}'; echo; df -B1 --output=size / | tail -n 1", ATTEMPT).await?;
+    let result = session
+        .output("cat /run/cloud-init/result.json 2>/dev/null || echo '{}'; echo; df -B1 --output=size / | tail -n 1", ATTEMPT)
+        .await?;
     let (json, size) = result.trim_end().rsplit_once('\n').unwrap_or((&result, "0"));
-    let errors = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["v1"]["errors"].as_array().cloned()).unwrap_or_default();
+    let errors =
+        serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["v1"]["errors"].as_array().cloned()).unwrap_or_default();
     for error in errors {
         report.warn(format!("cloud-init in {} says: {}", on.node.name, error.as_str().unwrap_or_default()), None);
     }
@@ -106,7 +126,12 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
     // File systems keep some for themselves; a root that did not grow has far less.
     if size < on.node.disk / 100 * 85 {
         report.warn(
-            format!("the root file system of {} has {} of its disk's {}", on.node.name, Size(size / (1 << 20) * (1 << 20)), Size(on.node.disk)),
+            format!(
+                "the root file system of {} has {} of its disk's {}",
+                on.node.name,
+                Size(size / (1 << 20) * (1 << 20)),
+                Size(on.node.disk)
+            ),
             Some("the image cannot grow it: it needs cloud-init's growpart and resizefs".into()),
         );
     }

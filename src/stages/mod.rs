@@ -76,7 +76,14 @@ pub struct NodeRun {
 
 impl NodeRun {
     pub fn new(run: Arc<Run>, node: plan::Node) -> Self {
-        Self { run, node, volume_made: AtomicBool::new(false), host_key: Mutex::default(), console: Mutex::default(), session: Mutex::default() }
+        Self {
+            run,
+            node,
+            volume_made: AtomicBool::new(false),
+            host_key: Mutex::default(),
+            console: Mutex::default(),
+            session: Mutex::default(),
+        }
     }
 
     /// Whether anything of this node is left on the host. An unreachable host counts as "perhaps".
@@ -101,7 +108,10 @@ impl NodeRun {
 
     /// The mark of our domain; an error if there is none or it is not ours.
     async fn mark(&self) -> Result<Mark> {
-        let domain = self.domain().await?.ok_or_else(|| Error::new(format!("there is no domain {}", self.node.name)).with_help("run `nodegraft up` again"))?;
+        let domain = self
+            .domain()
+            .await?
+            .ok_or_else(|| Error::new(format!("there is no domain {}", self.node.name)).with_help("run `nodegraft up` again"))?;
         let ours = is_ours(&domain, self);
         domain.mark.filter(|_| ours).ok_or_else(|| not_ours(&self.node.name))
     }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use super::Run;
 use super::join::taken;
 use crate::cluster::Cluster;
+use crate::cluster::access::Right;
 use crate::error::{Error, Exit, Result, one_line};
 use crate::libvirt::{Host, NetworkState, kvm_works_here};
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -34,6 +35,7 @@ impl Stage<Run> for Preflight {
 
     async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
         let mut findings = host(&on.host, &on.plan.host).await?;
+        findings.extend(cluster(&on.cluster).await?);
         if findings.iter().all(|finding| finding.state != State::Bad) {
             findings.extend(nodes(&on.host, &on.cluster, &on.plan).await?);
         }
@@ -47,7 +49,13 @@ impl Stage<Run> for Preflight {
             [one] => Check::Conflict(unfit(one.what.clone()).with_help(one.help.clone().unwrap_or_else(|| "nothing was created".into()))),
             many => Check::Conflict(
                 unfit(format!("{} things are in the way", many.len()))
-                    .with_detail(many.iter().flat_map(|finding| [Some(format!("- {}", finding.what)), finding.help.as_ref().map(|help| format!("  {help}"))]).flatten())
+                    .with_detail(
+                        many.iter()
+                            .flat_map(|finding| {
+                                [Some(format!("- {}", finding.what)), finding.help.as_ref().map(|help| format!("  {help}"))]
+                            })
+                            .flatten(),
+                    )
                     .with_help("mend these; nothing was created"),
             ),
         })
@@ -107,7 +115,9 @@ async fn pool(host: &Host, name: &str) -> Result<Finding> {
         None => {
             let pools = host.pool_names().await?;
             let help = if pools.is_empty() {
-                format!("the host has no pool; make one: virsh pool-define-as {name} dir --target /var/lib/libvirt/{name} && virsh pool-start {name}")
+                format!(
+                    "the host has no pool; make one: virsh pool-define-as {name} dir --target /var/lib/libvirt/{name} && virsh pool-start {name}"
+                )
             } else {
                 format!("set `host.pool` in the spec to one of: {}", pools.join(", "))
             };
@@ -120,12 +130,20 @@ async fn network(host: &Host, network: &Network) -> Result<Finding> {
     Ok(match network {
         Network::Network(name) => match host.network(name).await? {
             NetworkState::Active => Finding::good(format!("the network {name} is active")),
-            NetworkState::Inactive => Finding::bad(format!("the network {name} is not active"), format!("virsh -c '{}' net-start {name}", host.uri())),
-            NetworkState::Absent => Finding::bad(format!("the host has no network {name}"), "set `host.network` in the spec; see: virsh net-list --all"),
+            NetworkState::Inactive => {
+                Finding::bad(format!("the network {name} is not active"), format!("virsh -c '{}' net-start {name}", host.uri()))
+            }
+            NetworkState::Absent => {
+                Finding::bad(format!("the host has no network {name}"), "set `host.network` in the spec; see: virsh net-list --all")
+            }
         },
         Network::Bridge(name) if !host.is_local() => Finding::good(format!("the bridge {name} is on another host and was not looked at")),
-        Network::Bridge(name) if Path::new("/sys/class/net").join(name).join("bridge").is_dir() => Finding::good(format!("the bridge {name} exists")),
-        Network::Bridge(name) => Finding::bad(format!("the host has no bridge {name}"), "set `host.network` in the spec; see: ip link show type bridge"),
+        Network::Bridge(name) if Path::new("/sys/class/net").join(name).join("bridge").is_dir() => {
+            Finding::good(format!("the bridge {name} exists"))
+        }
+        Network::Bridge(name) => {
+            Finding::bad(format!("the host has no bridge {name}"), "set `host.network` in the spec; see: ip link show type bridge")
+        }
     })
 }
 
@@ -136,11 +154,22 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
     let slow = "guests boot in software emulation, many times slower; enable virtualization (nested, in a VM) if you can";
     Ok(match wanted {
         VirtType::Qemu => ("qemu".into(), None),
-        VirtType::Kvm if !offered => ("kvm".into(), Some(Finding::bad("libvirt offers no KVM on this host", "load the kvm module, or set `virt_type: auto` in the spec"))),
-        VirtType::Kvm if !proven => ("kvm".into(), Some(Finding::doubtful("KVM is offered, but the processor shows neither vmx nor svm: guests may hang before their first line", "set `virt_type: qemu` if they do"))),
+        VirtType::Kvm if !offered => (
+            "kvm".into(),
+            Some(Finding::bad("libvirt offers no KVM on this host", "load the kvm module, or set `virt_type: auto` in the spec")),
+        ),
+        VirtType::Kvm if !proven => (
+            "kvm".into(),
+            Some(Finding::doubtful(
+                "KVM is offered, but the processor shows neither vmx nor svm: guests may hang before their first line",
+                "set `virt_type: qemu` if they do",
+            )),
+        ),
         VirtType::Kvm => ("kvm".into(), None),
         VirtType::Auto if offered && proven => ("kvm".into(), None),
-        VirtType::Auto if offered => ("qemu".into(), Some(Finding::doubtful("KVM is offered, but the processor shows neither vmx nor svm", slow))),
+        VirtType::Auto if offered => {
+            ("qemu".into(), Some(Finding::doubtful("KVM is offered, but the processor shows neither vmx nor svm", slow)))
+        }
         VirtType::Auto => ("qemu".into(), Some(Finding::doubtful("there is no KVM on this host", slow))),
     })
 }
@@ -172,7 +201,9 @@ async fn nodes(host: &Host, cluster: &Cluster, plan: &Plan) -> Result<Vec<Findin
             }
             None => fresh.push(node),
         }
-        if let Some(other) = marked.iter().find(|d| d.mark.as_ref().is_some_and(|m| m.address.split('/').next() == Some(&node.ip.to_string()))) {
+        if let Some(other) =
+            marked.iter().find(|d| d.mark.as_ref().is_some_and(|m| m.address.split('/').next() == Some(&node.ip.to_string())))
+        {
             findings.push(Finding::bad(
                 format!("the address {} of {} is that of the domain {}", node.ip, node.name, other.name),
                 "give the node another address, or take that domain down first",
@@ -188,7 +219,9 @@ async fn nodes(host: &Host, cluster: &Cluster, plan: &Plan) -> Result<Vec<Findin
     let probes = fresh.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip).await) });
     for (name, ip, answer) in futures_util::future::join_all(probes).await {
         findings.push(match answer {
-            Some(how) => Finding::bad(format!("something already answers at {ip}, the address of {name} ({how})"), "give the node a free address"),
+            Some(how) => {
+                Finding::bad(format!("something already answers at {ip}, the address of {name} ({how})"), "give the node a free address")
+            }
             None => Finding::good(format!("nothing answers at {ip}")),
         });
     }
@@ -206,16 +239,27 @@ async fn templates(host: &Host, plan: &Plan) -> Result<Vec<Finding>> {
     for (template, nodes) in by_template {
         let Some(volume) = host.volume(pool, template).await? else {
             let images: Vec<String> = host.volume_names(pool).await?.into_iter().filter(|name| !name.starts_with("nodegraft.")).collect();
-            findings.push(Finding::bad(format!("the pool {pool} has no template volume {template}"), format!("it has: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") })));
+            findings.push(Finding::bad(
+                format!("the pool {pool} has no template volume {template}"),
+                format!("it has: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") }),
+            ));
             continue;
         };
         if volume.format != "qcow2" {
-            findings.push(Finding::bad(format!("the template {template} is {}, not qcow2", volume.format), "convert it: qemu-img convert -O qcow2"));
+            findings.push(Finding::bad(
+                format!("the template {template} is {}, not qcow2", volume.format),
+                "convert it: qemu-img convert -O qcow2",
+            ));
         }
         for node in &nodes {
             if volume.capacity > node.disk {
                 findings.push(Finding::bad(
-                    format!("the template {template} is {}, larger than the disk of {} ({})", Size(volume.capacity), node.name, Size(node.disk)),
+                    format!(
+                        "the template {template} is {}, larger than the disk of {} ({})",
+                        Size(volume.capacity),
+                        node.name,
+                        Size(node.disk)
+                    ),
                     format!("ask for `disk: {}` or more", Size(volume.capacity)),
                 ));
             }
@@ -278,6 +322,14 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
             Err(error) => Finding::bad(one_line(&error), "is the API server well?"),
         });
     }
+    findings.push(if cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await? {
+        Finding::good("renewals of node certificates are approved")
+    } else {
+        Finding::doubtful(
+            "nothing approves the renewal of node certificates: nodes drop out when their first one ends",
+            "kubectl create clusterrolebinding node-renewal --clusterrole=system:certificates.k8s.io:certificatesigningrequests:selfnodeclient --group=system:nodes",
+        )
+    });
     Ok(findings)
 }
 

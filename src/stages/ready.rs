@@ -50,7 +50,9 @@ impl Stage<NodeRun> for Ready {
             Some(node) => Error::new(format!("{} is not Ready after {seconds} s", on.node.name))
                 .because(Error::new(node.message))
                 .with_help(format!("look at the kubelet: nodegraft exec {} -- journalctl -u kubelet -n 50", on.node.name)),
-            None => Error::new(format!("the Node {} did not appear within {seconds} s", on.node.name)).with_help("was it deleted meanwhile?"),
+            None => {
+                Error::new(format!("the Node {} did not appear within {seconds} s", on.node.name)).with_help("was it deleted meanwhile?")
+            }
         })
     }
 }

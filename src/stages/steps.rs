@@ -55,7 +55,10 @@ impl Stage<NodeRun> for Steps {
 
 /// The steps whose marker in the guest is missing or of another digest.
 async fn pending<'a>(on: &'a NodeRun, session: &Session) -> Result<Vec<&'a Step>> {
-    let markers = session.output(&format!("cd {DIR} 2>/dev/null && grep -H . *.done 2>/dev/null || true"), SHORT).await.doing("reading the guest's markers")?;
+    let markers = session
+        .output(&format!("cd {DIR} 2>/dev/null && grep -H . *.done 2>/dev/null || true"), SHORT)
+        .await
+        .doing("reading the guest's markers")?;
     Ok(on
         .node
         .steps

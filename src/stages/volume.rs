@@ -36,8 +36,10 @@ impl Stage<NodeRun> for Volume {
             if volume.backing.as_deref() != Some(template.path.as_str()) {
                 let base = volume.backing.as_deref().unwrap_or("nothing");
                 return Ok(Check::Conflict(
-                    Error::new(format!("{} is an overlay on {base}, not on {}", volume.name, template.path))
-                        .with_help(format!("the node was made from another template or clone mode: `nodegraft down {}` first", on.node.name)),
+                    Error::new(format!("{} is an overlay on {base}, not on {}", volume.name, template.path)).with_help(format!(
+                        "the node was made from another template or clone mode: `nodegraft down {}` first",
+                        on.node.name
+                    )),
                 ));
             }
         }
@@ -101,7 +103,8 @@ impl Stage<NodeRun> for Volume {
 
 async fn template(on: &NodeRun) -> Result<storage::Volume> {
     on.run.host.volume(on.pool(), &on.node.template).await?.ok_or_else(|| {
-        Error::new(format!("the pool {} has no template volume {}", on.pool(), on.node.template)).with_help(format!("see what it has: virsh vol-list {}", on.pool()))
+        Error::new(format!("the pool {} has no template volume {}", on.pool(), on.node.template))
+            .with_help(format!("see what it has: virsh vol-list {}", on.pool()))
     })
 }
 

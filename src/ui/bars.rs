@@ -26,7 +26,8 @@ impl Bars {
 
     fn add(&mut self, subject: Subject, name: &str, stages: usize) {
         let width = self.width;
-        let template = format!("{{spinner:.cyan}} {{prefix:<{width}.bold}} {{bar:8.cyan/dim}} {{pos:>2}}/{{len:<2}} {{elapsed:>4}}  {{wide_msg}}");
+        let template =
+            format!("{{spinner:.cyan}} {{prefix:<{width}.bold}} {{bar:8.cyan/dim}} {{pos:>2}}/{{len:<2}} {{elapsed:>4}}  {{wide_msg}}");
         let bar = self.all.add(ProgressBar::new(stages as u64));
         bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
         bar.set_prefix(name.to_owned());
@@ -83,7 +84,9 @@ impl Renderer for Bars {
                 self.finish(&Some(node.clone()), &format!("{word}  {detail}"));
             }
             Event::Output { .. } if !self.verbose => {}
-            Event::Output { .. } | Event::Warning { .. } | Event::StageFailed { .. } => self.print(&lines::text(event, self.width).unwrap_or_default()),
+            Event::Output { .. } | Event::Warning { .. } | Event::StageFailed { .. } => {
+                self.print(&lines::text(event, self.width).unwrap_or_default())
+            }
             Event::RunFinished { .. } => {
                 for bar in self.bars.values().filter(|bar| !bar.is_finished()) {
                     bar.finish_and_clear();

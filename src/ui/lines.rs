@@ -18,11 +18,12 @@ pub struct Lines {
     summary: Summary,
     width: usize,
     spoke: HashMap<Subject, Instant>,
+    phases: HashMap<Subject, String>,
 }
 
 impl Lines {
     pub fn new(verbose: bool) -> Self {
-        Self { verbose, summary: Summary::default(), width: 0, spoke: HashMap::new() }
+        Self { verbose, summary: Summary::default(), width: 0, spoke: HashMap::new(), phases: HashMap::new() }
     }
 
     /// The text of an event, or nothing. Pure but for the clock of the heartbeat.
@@ -31,9 +32,12 @@ impl Lines {
         if let Event::RunStarted { nodes, .. } = event {
             self.width = nodes.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
         }
-        if let Event::Progress { node, .. } = event {
-            let due = self.verbose || self.spoke.get(node).is_none_or(|at| at.elapsed() >= HEARTBEAT);
-            if !due {
+        if let Event::Progress { node, detail, .. } = event {
+            // What stands before the colon is the phase; what follows changes all the time.
+            let phase = detail.split(':').next().unwrap_or_default();
+            let known = self.phases.insert(node.clone(), phase.to_owned()).is_some_and(|last| last == phase);
+            let quiet = self.spoke.get(node).is_some_and(|at| at.elapsed() < HEARTBEAT);
+            if known && quiet && !self.verbose {
                 return None;
             }
         }
@@ -129,13 +133,28 @@ mod tests {
                 command: "up".into(),
                 cluster: "lab".into(),
                 run_stages: vec!["Preflight".into()],
-                nodes: vec![NodeRow { name: "n1".into(), stages: vec!["Volume".into(), "Steps".into()] }, NodeRow { name: "node-2".into(), stages: vec!["Volume".into()] }],
+                nodes: vec![
+                    NodeRow { name: "n1".into(), stages: vec!["Volume".into(), "Steps".into()] },
+                    NodeRow { name: "node-2".into(), stages: vec!["Volume".into()] },
+                ],
             },
-            Event::StageFinished { node: None, stage: "Preflight".into(), outcome: Outcome::Unchanged, detail: "9 checks".into(), seconds: 0.42 },
+            Event::StageFinished {
+                node: None,
+                stage: "Preflight".into(),
+                outcome: Outcome::Unchanged,
+                detail: "9 checks".into(),
+                seconds: 0.42,
+            },
             Event::Warning { node: None, message: "there is no KVM on this host".into(), help: Some("enable it".into()) },
             Event::StageStarted { node: node(), stage: "Volume".into() },
             Event::Progress { node: node(), stage: "Volume".into(), detail: "to be made".into() },
-            Event::StageFinished { node: node(), stage: "Volume".into(), outcome: Outcome::Applied, detail: "overlay 8GiB".into(), seconds: 0.11 },
+            Event::StageFinished {
+                node: node(),
+                stage: "Volume".into(),
+                outcome: Outcome::Applied,
+                detail: "overlay 8GiB".into(),
+                seconds: 0.11,
+            },
             Event::StageStarted { node: node(), stage: "Steps".into() },
             Event::Output { node: node(), stage: "Steps".into(), line: "E: no such package".into() },
             Event::StageFailed {
@@ -149,7 +168,12 @@ mod tests {
                 },
                 seconds: 3.25,
             },
-            Event::NodeFinished { node: "n1".into(), result: NodeResult::Failed, detail: "the step `runtime` ended with exit status 7".into(), seconds: 3.6 },
+            Event::NodeFinished {
+                node: "n1".into(),
+                result: NodeResult::Failed,
+                detail: "the step `runtime` ended with exit status 7".into(),
+                seconds: 3.6,
+            },
             Event::NodeFinished { node: "node-2".into(), result: NodeResult::Unchanged, detail: String::new(), seconds: 0.2 },
             Event::RunFinished { command: "up".into(), done: 0, unchanged: 1, failed: 1, seconds: 4.0, next: vec!["nodegraft up".into()] },
         ]

@@ -89,7 +89,11 @@ pub fn findings(findings: &[Finding]) -> String {
         }
     }
     let bad = findings.iter().filter(|finding| finding.state == State::Bad).count();
-    text.push_str(&if bad == 0 { "\nnothing stands in the way\n".to_owned() } else { format!("\n{bad} of {} checks found a problem\n", findings.len()) });
+    text.push_str(&if bad == 0 {
+        "\nnothing stands in the way\n".to_owned()
+    } else {
+        format!("\n{bad} of {} checks found a problem\n", findings.len())
+    });
     text
 }
 

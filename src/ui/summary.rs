@@ -46,7 +46,8 @@ impl Summary {
                 NodeResult::Failed => "FAILED",
                 NodeResult::Interrupted => "stopped",
             };
-            let stages: Vec<String> = row.stages.iter().filter(|(_, seconds)| *seconds >= 0.05).map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
+            let stages: Vec<String> =
+                row.stages.iter().filter(|(_, seconds)| *seconds >= 0.05).map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
             text.push_str(&format!("  {:<width$}  {word:<9}  {seconds:>6.1} s  {}\n", row.node, stages.join(" · ")));
             if !detail.is_empty() {
                 text.push_str(&format!("  {:<width$}  {detail}\n", ""));

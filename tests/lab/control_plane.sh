@@ -23,7 +23,10 @@ control_plane_up() {
   wait_until 60 "the API server $version (its log is $LAB_STATE/log/apiserver-$version.log)" control_plane_ready "$version"
   background "controllers-$version" "$bin/kube-controller-manager" --kubeconfig="$dir/admin.conf" --use-service-account-credentials \
     --cluster-signing-cert-file="$dir/pki/ca.crt" --cluster-signing-key-file="$dir/ca.key" --root-ca-file="$dir/pki/ca.crt" \
-    --service-account-private-key-file="$dir/sa.key" --controllers="$controllers" --leader-elect=false
+    --service-account-private-key-file="$dir/sa.key" --controllers="$controllers" --leader-elect=false \
+    --bind-address="$address"
+  wait_until 60 "the controllers of $version (their log is $LAB_STATE/log/controllers-$version.log)" \
+    inside curl -sfk -m 3 "https://$address:10257/healthz"
 }
 
 control_plane_ready() {

@@ -14,6 +14,12 @@ libvirt_up() {
     mkdir -p "${pair#*:}"
     inside mount --bind "$LAB_STATE/libvirt/${pair%%:*}" "${pair#*:}"
   done
+  # libvirtd probes as root and later asks whether qemu's user may open /dev/kvm: where the answers differ it
+  # probes again at every call, 17 s each. The lab's own node lets both in; the host's stays as it is.
+  if [[ -e /dev/kvm ]]; then
+    [[ -e $LAB_STATE/kvm ]] || mknod -m 666 "$LAB_STATE/kvm" c 10 232
+    inside mount --bind "$LAB_STATE/kvm" /dev/kvm
+  fi
   # Their pid files live in /run itself.
   inside virtlogd -d -p /run/libvirt/virtlogd.pid
   inside libvirtd -d -p /run/libvirt/libvirtd.pid
@@ -21,6 +27,13 @@ libvirt_up() {
 }
 
 virsh_lab() { virsh -q -c "$LAB_URI" "$@"; }
+
+# The bridge again, as a libvirt network.
+network_up() {
+  virsh_lab net-info "$LAB_NETWORK" >/dev/null 2>&1 && return
+  virsh_lab net-define /dev/stdin <<<"<network><name>$LAB_NETWORK</name><forward mode='bridge'/><bridge name='$LAB_BRIDGE'/></network>"
+  virsh_lab net-start "$LAB_NETWORK"
+}
 
 pool_up() {
   local image target

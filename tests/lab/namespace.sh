@@ -28,6 +28,11 @@ namespace_up() {
   setsid --fork unshare --net --mount --propagation private --pid --fork --kill-child --mount-proc \
     bash -c 'while :; do sleep 3600 & wait -n; done' "$LAB_NAME-holder" >/dev/null 2>&1 </dev/null
   wait_until 10 "the lab's namespaces" namespace_find
+  # /sys must show this network namespace, and keep the control groups.
+  mkdir -p "$LAB_STATE/cgroup"
+  inside mount --rbind /sys/fs/cgroup "$LAB_STATE/cgroup"
+  inside mount -t sysfs sysfs /sys
+  inside mount --rbind "$LAB_STATE/cgroup" /sys/fs/cgroup
   inside ip link set lo up
   inside ip link add "$LAB_BRIDGE" type bridge
   inside ip address add "$LAB_GATEWAY/24" dev "$LAB_BRIDGE"

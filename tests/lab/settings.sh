@@ -10,6 +10,7 @@ LAB_SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LAB_BRIDGE=br0
 LAB_GATEWAY=192.168.3.1
 LAB_POOL=kvmimage
+LAB_NETWORK=lab
 LAB_URI="qemu+unix:///system?socket=$LAB_STATE/libvirt/run/libvirt-sock"
 
 # Kubernetes version -> address of its API server. The first one is the default.

@@ -1,0 +1,31 @@
+# Two commands do all set-up on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
+
+LAB = tests/lab/lab
+CARGO = cargo
+
+.PHONY: help demo test check bench lab clean-lab
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+demo: ## packages, build, lab, one node cloned, provisioned, joined, shown Ready
+	@tests/lab/demo
+
+test: ## everything: formatting, lints, unit and command-line tests, then the lab
+	@tests/lab/test
+
+check: ## what needs no lab: formatting, lints, fast tests
+	@tests/lab/packages
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	shellcheck -x tests/lab/lab tests/lab/demo tests/lab/test tests/lab/packages .ci/run
+	$(CARGO) test --locked
+
+bench: ## speed as ratios, side by side in one run
+	@tests/lab/bench
+
+lab: ## raise the lab and leave it up: see tests/lab/lab
+	@$(LAB) up
+
+clean-lab: ## end the lab and remove all it made, its cache too
+	@$(LAB) clean

@@ -1,0 +1,9 @@
+//! One integration binary. Cheapest first; those in `in_lab` are ignored unless `make test` runs them inside the lab.
+#![expect(clippy::print_stderr, reason = "lab tests take minutes and say what they are at")]
+
+mod architecture;
+mod cli;
+mod in_lab;
+mod laws;
+mod properties;
+mod spec;

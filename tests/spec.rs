@@ -1,0 +1,160 @@
+//! Specs: what a good one becomes, and how a bad one is refused.
+
+use nodegraft::error::Exit;
+use nodegraft::plan::Plan;
+use nodegraft::spec::Spec;
+use nodegraft::template::Templates;
+
+pub const GOOD: &str = "\
+version: 1
+cluster:
+  name: homelab
+  kubeconfig: ~/.kube/config
+host:
+  uri: qemu:///system
+  pool: kvmimage
+  network: {bridge: br0}
+defaults:
+  template: debian13.qcow2
+  profile: debian-containerd
+  cpus: 2
+  memory: 4GiB
+  disk: 40GiB
+  gateway: 192.168.3.1
+  dns: [223.5.5.5]
+  kubelet: {version: 1.35.4, package: kubelet}
+nodes:
+  - {name: 192.168.3.104, address: 192.168.3.104/24}
+  - {name: worker-2, address: 192.168.3.105/24, memory: 8GiB, labels: {disk: ssd}}
+";
+
+fn plan(text: &str) -> Plan {
+    Plan::new(&Spec::parse(text, "cluster.yaml").unwrap(), Templates::built_in(), &[]).unwrap()
+}
+
+#[test]
+fn a_good_spec_becomes_a_plan() {
+    let plan = plan(GOOD);
+    let (first, second) = (&plan.nodes[0], &plan.nodes[1]);
+    assert_eq!((first.name.as_str(), first.hostname.as_str()), ("192.168.3.104", "node-192-168-3-104"));
+    assert_eq!((first.memory, second.memory, second.disk), (4 << 30, 8 << 30, 40 << 30));
+    assert_eq!(second.hostname, "worker-2");
+    assert_eq!(second.labels["disk"], "ssd");
+    assert_eq!(first.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "runtime", "kubelet"]);
+    assert_ne!(first.mac, second.mac);
+    assert_ne!(first.machine_id, second.machine_id);
+    assert!(first.mac.starts_with("52:54:00:"));
+}
+
+#[test]
+fn the_same_spec_gives_the_same_plan() {
+    let (one, two) = (plan(GOOD), plan(GOOD));
+    for (a, b) in one.nodes.iter().zip(&two.nodes) {
+        assert_eq!((&a.digest, &a.mac, &a.machine_id), (&b.digest, &b.mac, &b.machine_id));
+        assert_eq!(a.steps.iter().map(|s| &s.digest).collect::<Vec<_>>(), b.steps.iter().map(|s| &s.digest).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn only_the_named_nodes_are_planned() {
+    let spec = Spec::parse(GOOD, "cluster.yaml").unwrap();
+    let plan = Plan::new(&spec, Templates::built_in(), &["worker-2".to_owned()]).unwrap();
+    assert_eq!(plan.nodes.len(), 1);
+    let error = Plan::new(&spec, Templates::built_in(), &["worker-3".to_owned()]).unwrap_err();
+    assert!(error.help().unwrap().contains("worker-2"));
+}
+
+/// Replaces `from` by `to` in the good spec, and returns what the refusal says, all of it.
+fn refusal(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "the good spec has no `{from}`");
+    let text = GOOD.replacen(from, to, 1);
+    let error = match Spec::parse(&text, "cluster.yaml") {
+        Err(error) => error,
+        Ok(spec) => Plan::new(&spec, Templates::built_in(), &[]).expect_err("it should be refused"),
+    };
+    assert_eq!(error.exit(), Some(Exit::Refused), "{error}");
+    let mut text = format!("{error}\n{}\n", error.causes().join("\n"));
+    text.push_str(&error.detail().join("\n"));
+    format!("{text}\n{}", error.help().unwrap_or_default())
+}
+
+#[test]
+fn bad_specs_are_refused_with_the_place_and_the_remedy() {
+    // What is changed, what it is changed to, and what the message must contain.
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("cpus: 2", "cpu: 2", &["cluster.yaml:12:3", "cpu", "cpus"]),
+        ("version: 1", "version: 2", &["cluster.yaml:1:10", "version 2", "version: 1"]),
+        ("name: worker-2", "name: 192.168.3.104", &["cluster.yaml:20:12", "given twice"]),
+        ("192.168.3.105/24", "192.168.3.104/24", &["cluster.yaml:20:31", "given to two nodes"]),
+        ("192.168.3.105/24", "192.168.4.105/24", &["outside the network of its gateway 192.168.3.1"]),
+        ("192.168.3.105/24", "192.168.3.105", &["no prefix length", "192.168.3.104/24"]),
+        ("192.168.3.105/24", "192.168.3.0/24", &["address of the network itself"]),
+        ("192.168.3.105/24", "192.168.3.255/24", &["broadcast address"]),
+        ("192.168.3.105/24", "192.168.3.1/24", &["gateway's own address"]),
+        ("memory: 4GiB", "memory: 4096", &["no unit", "4GiB"]),
+        ("memory: 4GiB", "memory: 4MiB", &["less than 256MiB"]),
+        ("name: worker-2", "name: Worker_2", &["cannot name a Kubernetes node"]),
+        ("  gateway: 192.168.3.1\n", "", &["has no gateway", "defaults"]),
+        ("  kubeconfig: ~/.kube/config\n", "", &["neither `kubeconfig` nor `control_plane`"]),
+        ("  template: debian13.qcow2\n", "", &["has no `template`"]),
+        ("profile: debian-containerd", "profile: debian-podman", &["no profile `debian-podman`", "debian-docker"]),
+        ("package: kubelet}", "url: http://x/kubelet}", &["needs its sha256"]),
+        ("{version: 1.35.4, package: kubelet}", "{version: 1.35.4}", &["has no source"]),
+        ("version: 1.35.4", "version: latest", &["not a kubelet version"]),
+        ("profile: debian-containerd", "profile: debian-docker", &["dockershim", "containerd profile"]),
+        ("labels: {disk: ssd}", "vars: {pause: x}", &["no variable `pause`", "pause_image"]),
+        ("labels: {disk: ssd}", "deadlines: {boot: 90}", &["90", "10m"]),
+    ];
+    for (from, to, wanted) in cases {
+        let said = refusal(from, to);
+        for words in *wanted {
+            assert!(said.contains(words), "`{from}` -> `{to}`: `{words}` is not in:\n{said}");
+        }
+    }
+}
+
+#[test]
+fn a_duplicate_key_is_refused() {
+    let said = refusal("  cpus: 2\n", "  cpus: 2\n  cpus: 4\n");
+    assert!(said.contains("duplicate") && said.contains("cpus"), "{said}");
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let said = refusal("  memory: 4GiB\n  disk: 40GiB\n  gateway: 192.168.3.1\n", "  memory: 1MiB\n  disk: 1MiB\n");
+    assert!(said.contains("memory") && said.contains("disk") && said.contains("no gateway"), "{said}");
+}
+
+#[test]
+fn rendered_artefacts() {
+    use nodegraft::plan::{HostFacts, HostKey, SeedState};
+    let plan = plan(&GOOD.replace("name: worker-2", "name: worker-2, mac: '52:54:00:aa:bb:cc', mtu: 1400, search: [lan]"));
+    let node = &plan.nodes[1];
+    let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: Some("PRIVATE".into()) };
+    let facts = HostFacts { virt_type: "kvm".into(), disk_path: "/pool/disk".into(), seed_path: "/pool/seed".into() };
+    let mark = plan.mark(node, &key.public, SeedState::Full);
+    let domain = plan.domain_xml(node, &facts, &mark).unwrap();
+    assert!(!domain.contains("PRIVATE"));
+    let mut all = domain.replace(&node.digest, "<digest>");
+    for (name, text) in plan.seed_files(node, &key, &["ssh-ed25519 LOGIN".into()]).unwrap() {
+        all.push_str(&format!("\n--- {name}\n{text}"));
+    }
+    for step in &node.steps {
+        all.push_str(&format!("\n--- {}\n{}", step.name, step.script));
+    }
+    all.push_str(&plan.bootstrap_kubeconfig("https://192.168.3.101:6443", "Q0E=", "abcdef.0123456789abcdef").unwrap());
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
+    use nodegraft::plan::HostKey;
+    let plan = plan(GOOD);
+    let files = |private: Option<&str>| {
+        let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: private.map(str::to_owned) };
+        plan.seed_files(&plan.nodes[0], &key, &[]).unwrap()
+    };
+    let (full, blank) = (files(Some("PRIVATE")), files(None));
+    assert_eq!(full[0], blank[0], "meta-data carries the instance id");
+    assert!(full[1].1.contains("PRIVATE") && !blank[1].1.contains("PRIVATE"));
+}
