@@ -4,11 +4,11 @@
 # flavour -> suite, packages beyond the base, kernel command line
 declare -A IMAGE_SUITE=([debian13]=trixie [debian12]=bookworm)
 declare -A IMAGE_EXTRA=(
-  [debian13]=cloud-init,netplan.io,systemd-resolved
-  [debian12]=cloud-init,netplan.io,systemd-resolved
+  [debian13]='cloud-init,netplan.io,systemd-resolved'
+  [debian12]='cloud-init,netplan.io,systemd-resolved'
 )
 # A 1.18 kubelet knows only cgroup v1.
-declare -A IMAGE_CMDLINE=([debian13]= [debian12]=systemd.unified_cgroup_hierarchy=0)
+declare -A IMAGE_CMDLINE=([debian13]="" [debian12]=systemd.unified_cgroup_hierarchy=0)
 declare -A IMAGE_SERVED=(
   [debian13]='containerd runc conntrack socat ethtool ebtables iptables containernetworking-plugins'
   [debian12]='docker.io conntrack socat ethtool ebtables iptables containernetworking-plugins'

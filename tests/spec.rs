@@ -158,3 +158,35 @@ fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
     assert_eq!(full[0], blank[0], "meta-data carries the instance id");
     assert!(full[1].1.contains("PRIVATE") && !blank[1].1.contains("PRIVATE"));
 }
+
+#[test]
+fn every_rendered_script_passes_shellcheck() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let containerd = GOOD
+        .replace(
+            "defaults:\n",
+            "defaults:\n  vars: {ntp_servers: [ntp.lan], apt_sources: ['deb http://m/ x main'], registry_mirrors: ['https://m']}\n",
+        )
+        .replace("package: kubelet", &format!("url: http://h/kubelet, sha256: {}", "a".repeat(64)));
+    let docker = GOOD
+        .replace("debian-containerd", "debian-docker")
+        .replace("{version: 1.35.4, package: kubelet}", "{version: 1.18.3, file: ./kubelet}");
+    for spec in [GOOD, &containerd, &docker] {
+        let plan = plan(spec);
+        let steps = plan.nodes[0].steps.iter().map(|step| (step.name.clone(), step.script.clone()));
+        let join =
+            ["join/reset.sh", "join/start.sh"].map(|name| (name.to_owned(), plan.templates.render(name, &serde_json::json!({})).unwrap()));
+        for (name, script) in steps.chain(join) {
+            let mut check = Command::new("shellcheck")
+                .args(["-s", "bash", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("shellcheck is installed by `make check`");
+            check.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+            let output = check.wait_with_output().unwrap();
+            assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
+}

@@ -37,8 +37,7 @@ impl Host {
             let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&name), ErrorNumber::NoStoragePool)? else { return Ok(None) };
             let active = pool.is_active()?;
             if active {
-                // Files that came or went behind libvirt's back.
-                pool.refresh(0)?;
+                refresh(&pool)?;
             }
             Ok(Some(Pool { active, available: pool.info()?.available }))
         })
@@ -124,8 +123,7 @@ impl Host {
                 Some(volume) => volume,
                 None => StorageVol::create_xml(&pool, &xml, 0)?,
             };
-            upload(conn, &volume, &bytes)?;
-            pool.refresh(0).map(drop)
+            upload(conn, &volume, &bytes)
         })
         .await
     }
@@ -144,7 +142,7 @@ impl Host {
                 Ok(()) => Ok(true),
                 // The file went behind libvirt's back: the refresh makes its list true again.
                 Err(error) => {
-                    pool.refresh(0)?;
+                    refresh(&pool)?;
                     match absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? {
                         None => Ok(false),
                         Some(_) => Err(error),
@@ -153,6 +151,15 @@ impl Host {
             }
         })
         .await
+    }
+}
+
+/// Lets the pool see files that came or went behind libvirt's back. While a copy is under way libvirt refuses, and what
+/// the pool knows already must do.
+fn refresh(pool: &StoragePool) -> Result<(), VirtError> {
+    match pool.refresh(0) {
+        Err(error) if error.code().is_any(vec![ErrorNumber::InternalError, ErrorNumber::OperationInvalid]) => Ok(()),
+        other => other.map(drop),
     }
 }
 

@@ -71,25 +71,29 @@ impl Stage<NodeRun> for Join {
 
     async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
         let (run, name) = (&on.run, &on.node.name);
+        let domain = on.domain().await?.is_some_and(|domain| is_ours(&domain, on));
+        let tokens = run.cluster.tokens_of(&run.plan.cluster.name, name).await?;
+        let node = run.cluster.node(name).await?;
+        let joined = node.as_ref().is_some_and(|node| node.belongs_to(&run.plan.cluster.name, name, &on.node.machine_id));
+        if !domain && !joined && tokens.is_empty() {
+            // Whatever else bears this name is not ours.
+            return Ok(node.map_or(Undone::Absent, |node| Undone::Kept(format!("the Node {} belongs to another machine", node.name))));
+        }
         // A kubelet that lives would renew its lease behind our back.
-        if on.domain().await?.is_some_and(|domain| is_ours(&domain, on)) {
+        if domain {
             run.host.suspend(name).await?;
         }
         let mut removed = Vec::new();
-        for id in run.cluster.tokens_of(&run.plan.cluster.name, name).await? {
+        for id in tokens {
             if run.cluster.delete_token(&id).await? {
                 removed.push(format!("token {id}"));
             }
         }
-        match run.cluster.node(name).await? {
-            Some(node) if !node.belongs_to(&run.plan.cluster.name, name, &on.node.machine_id) => {
-                return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
-            }
-            _ => {
-                if run.cluster.delete_node(name).await? {
-                    removed.push(format!("Node {name}"));
-                }
-            }
+        if node.is_some() && !joined {
+            return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
+        }
+        if run.cluster.delete_node(name).await? {
+            removed.push(format!("Node {name}"));
         }
         removed.extend(run.cluster.delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
         Ok(if removed.is_empty() { Undone::Absent } else { Undone::Removed(removed.join(", ")) })

@@ -134,6 +134,7 @@ fn access_missing_and_not_permitted_to_create_it() {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let ca = kubernetes(NEW);
     must("openssl", &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &path("key"), "-out", &path("csr"), "-subj", "/CN=limited"]);
+    fs::write(dir.path().join("extensions"), "extendedKeyUsage=clientAuth\n").unwrap();
     must(
         "openssl",
         &[
@@ -149,6 +150,8 @@ fn access_missing_and_not_permitted_to_create_it() {
             "4711",
             "-days",
             "2",
+            "-extfile",
+            &path("extensions"),
             "-out",
             &path("crt"),
         ],

@@ -39,7 +39,7 @@ control_plane_certificates() {
   local version=$1 dir address
   dir=$(control_plane_dir "$version") address=${LAB_API_ADDRESS[$version]}
   mkdir -p "$dir/pki"
-  cd "$dir"
+  cd "$dir" || return
   openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -keyout ca.key -out pki/ca.crt -subj /CN=kubernetes
   certificate server /CN=kube-apiserver "subjectAltName=IP:$address,IP:127.0.0.1,IP:10.96.0.1,DNS:kubernetes.default.svc"
   certificate admin /O=system:masters/CN=kubernetes-admin "extendedKeyUsage=clientAuth"

@@ -19,7 +19,8 @@ control_plane_ssh_up() {
   [[ -f $dir/ready ]] && inside curl -s -m 2 "telnet://${LAB_API_ADDRESS[$version]}:22" </dev/null 2>/dev/null | head -c4 | grep -q SSH- && return
   mkdir -p "$root/bin" "$root/dev" "$root/root" "$root/etc/kubernetes/pki" "$dir/client"
   cp "$(command -v busybox)" "$root/bin/busybox"
-  ln -sf busybox "$root/bin/sh"; ln -sf busybox "$root/bin/bash"; ln -sf busybox "$root/bin/cat"
+  local applet
+  for applet in sh cat timeout; do ln -sf busybox "$root/bin/$applet"; done
   cp "$(control_plane_kubeconfig "$version")" "$root/etc/kubernetes/admin.conf"
   cp "$(control_plane_dir "$version")/pki/ca.crt" "$root/etc/kubernetes/pki/ca.crt"
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
