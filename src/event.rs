@@ -66,6 +66,7 @@ pub enum Event {
         done: usize,
         unchanged: usize,
         failed: usize,
+        stopped: usize,
         seconds: f64,
         next: Vec<String>,
     },

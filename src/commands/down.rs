@@ -43,6 +43,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
         done: results.iter().filter(|result| **result == NodeResult::Done).count(),
         unchanged: results.iter().filter(|result| **result == NodeResult::Unchanged).count(),
         failed,
+        stopped: 0,
         seconds: begun.elapsed().as_secs_f64(),
         next: if failed > 0 { vec![format!("nodegraft down -f {}    tries the rest again", args.spec.file.display())] } else { Vec::new() },
     });

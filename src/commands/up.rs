@@ -32,7 +32,8 @@ pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
         command: "up".into(),
         done: count(NodeResult::Done),
         unchanged: count(NodeResult::Unchanged),
-        failed: count(NodeResult::Failed) + count(NodeResult::Interrupted),
+        failed: count(NodeResult::Failed),
+        stopped: count(NodeResult::Interrupted),
         seconds: begun.elapsed().as_secs_f64(),
         next: next_steps(&run, &results, args),
     });

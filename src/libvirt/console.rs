@@ -1,49 +1,67 @@
 //! The serial console: read from the first line on, kept in a log, its last lines at hand for an error.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::stream::Stream;
 use virt::sys;
 
-use super::Host;
-use crate::error::Result;
+use super::{Host, plain as plain_error};
+use crate::error::{Context, Error, Result};
 
 const KEPT_LINES: usize = 200;
+const LOOK: Duration = Duration::from_millis(100);
 
 /// An open console. Closed when dropped.
 pub struct Console {
     lines: Arc<Mutex<VecDeque<String>>>,
-    stream: Option<Stream>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Host {
     /// Opens the console of a domain (virDomainOpenConsole) and follows it into a log file.
+    ///
+    /// It has a connection and a thread of its own: a reader that waits on a shared connection can keep libvirt before
+    /// 9.1 from sending anybody else's calls.
     pub async fn open_console(&self, name: &str, log: PathBuf) -> Result<Console> {
-        let wanted = name.to_owned();
-        let stream = self
-            .call(format!("opening the console of {name}"), move |conn| {
-                let stream = Stream::new(conn, 0)?;
-                conn.lookup_domain_by_name(&wanted)?.open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE)?;
-                Ok(stream)
-            })
-            .await?;
+        let (uri, name) = (self.uri().to_owned(), name.to_owned());
         let lines = Arc::new(Mutex::new(VecDeque::new()));
-        let (reader, kept) = (stream.clone(), Arc::clone(&lines));
-        std::thread::Builder::new()
-            .name(format!("console {name}"))
-            .spawn(move || follow(&reader, &kept, &log))
-            .map_err(|error| crate::error::Error::new("starting a thread for the console").because(error))?;
-        Ok(Console { lines, stream: Some(stream) })
+        let closed = Arc::new(AtomicBool::new(false));
+        let (kept, stop) = (Arc::clone(&lines), Arc::clone(&closed));
+        let what = format!("opening the console of {name}");
+        tokio::task::spawn_blocking(move || {
+            let file = File::options().create(true).append(true).open(&log).doing(format!("opening {}", log.display()))?;
+            let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
+            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
+            let domain = conn.lookup_domain_by_name(&name).map_err(plain_error)?;
+            domain.open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE).map_err(plain_error)?;
+            std::thread::Builder::new()
+                .name("console".into())
+                .spawn(move || {
+                    follow(&domain, &stream, &stop, file, &kept);
+                    let _ = stream.abort();
+                })
+                .map(drop)
+                .doing("starting a thread")
+        })
+        .await
+        .unwrap_or_else(|panic| Err(Error::new("the thread ended").because(panic)))
+        .doing(what)?;
+        Ok(Console { lines, closed })
     }
 }
 
 impl Console {
     /// The last lines the guest printed, without terminal control codes.
     pub fn tail(&self, count: usize) -> Vec<String> {
-        let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let said: Vec<&String> = lines.iter().filter(|line| !line.trim().is_empty()).collect();
         said[said.len().saturating_sub(count)..].iter().map(|line| (*line).clone()).collect()
     }
@@ -51,24 +69,34 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            // Wakes the reader out of its call.
-            let _ = stream.abort();
-        }
+        self.closed.store(true, Ordering::Relaxed);
     }
 }
 
-fn follow(stream: &Stream, kept: &Mutex<VecDeque<String>>, log: &std::path::Path) {
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(log).ok();
+fn follow(domain: &Domain, stream: &Stream, stop: &AtomicBool, mut file: File, kept: &Mutex<VecDeque<String>>) {
+    /// What a stream says that has nothing yet.
+    const NOTHING_YET: isize = -2;
     let mut partial = String::new();
-    let mut buffer = [0_u8; 4096];
-    while let Ok(read) = stream.recv(&mut buffer) {
-        let Ok(read @ 1..) = usize::try_from(read) else { break };
-        if let Some(file) = &mut file {
-            let _ = file.write_all(&buffer[..read]);
+    let mut buffer = [0_u8; 16 << 10];
+    while !stop.load(Ordering::Relaxed) {
+        let read = match stream.recv(&mut buffer) {
+            Ok(NOTHING_YET) => {
+                // A call makes the library read what has come in for the stream.
+                if domain.is_active().is_err() {
+                    return;
+                }
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            Ok(read) => usize::try_from(read).unwrap_or(0),
+            Err(_) => return,
+        };
+        if read == 0 {
+            return;
         }
+        let _ = file.write_all(&buffer[..read]);
         partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        let mut lines = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(end) = partial.find('\n') {
             lines.push_back(plain(&partial[..end]));
             partial.drain(..=end);

@@ -95,13 +95,17 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
             failure_text(&head, failure)
         }
         Event::NodeFinished { .. } => return None,
-        Event::RunFinished { command, done, unchanged, failed, seconds, next } => {
-            let mut text = match (command.as_str(), done, failed) {
+        Event::RunFinished { command, done, unchanged, failed, stopped, seconds, next } => {
+            let mut text = match (command.as_str(), done, failed + stopped) {
                 ("up", 0, 0) => format!("nothing to do: {} as the spec says ({seconds:.1} s)\n", are(*unchanged)),
                 ("up", _, 0) => format!("{} Ready in {seconds:.1} s\n", are(done + unchanged)),
                 ("down", 0, 0) => format!("nothing to remove ({seconds:.1} s)\n"),
                 ("down", _, 0) => format!("{} gone after {seconds:.1} s\n", are(done + unchanged)),
-                _ => format!("{} failed, {done} done, {unchanged} unchanged, after {seconds:.1} s\n", count(*failed, "node")),
+                _ => {
+                    let parts = [(failed, "failed"), (stopped, "stopped"), (done, "done"), (unchanged, "unchanged")];
+                    let parts: Vec<String> = parts.iter().filter(|(n, _)| **n > 0).map(|(n, word)| format!("{n} {word}")).collect();
+                    format!("nodes: {}, after {seconds:.1} s\n", parts.join(", "))
+                }
             };
             if !next.is_empty() {
                 text.push_str("\nnext:\n");
@@ -175,7 +179,15 @@ mod tests {
                 seconds: 3.6,
             },
             Event::NodeFinished { node: "node-2".into(), result: NodeResult::Unchanged, detail: String::new(), seconds: 0.2 },
-            Event::RunFinished { command: "up".into(), done: 0, unchanged: 1, failed: 1, seconds: 4.0, next: vec!["nodegraft up".into()] },
+            Event::RunFinished {
+                command: "up".into(),
+                done: 0,
+                unchanged: 1,
+                failed: 1,
+                stopped: 0,
+                seconds: 4.0,
+                next: vec!["nodegraft up".into()],
+            },
         ]
     }
 

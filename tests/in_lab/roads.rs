@@ -180,7 +180,7 @@ fn one_of_two_fails_and_is_resumed() {
     assert_eq!(events[0]["event"], "run_started");
     assert_eq!(events.last().unwrap()["event"], "run_finished");
     let failed = events.iter().find(|event| event["event"] == "stage_failed").unwrap();
-    assert_eq!((failed["node"].as_str(), failed["stage"].as_str()), (Some("pair-b"), Some("Steps")));
+    assert_eq!((failed["node"].as_str(), failed["stage"].as_str()), (Some("pair-b"), Some("Steps")), "{failed}");
     assert!(failed["failure"]["message"].as_str().unwrap().contains("`runtime` ended with exit status 7"));
     let detail = failed["failure"]["detail"].to_string();
     assert!(detail.contains("the disk of pair-b is on fire") && detail.contains("2-runtime.log"), "{detail}");

@@ -1,6 +1,7 @@
 //! Worlds that go bad on the way: guests that never answer, steps that fail or hang, joins that cannot be.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::{NEW, World, eventually, must, virsh};
@@ -9,7 +10,7 @@ use super::{NEW, World, eventually, must, virsh};
 #[test]
 #[ignore = "needs the lab: make test"]
 fn a_guest_that_never_answers() {
-    must("ip", &["link", "add", "br9", "type", "bridge"]);
+    let _bridge = Bridge::new("br9");
     let world = World::new("silent", NEW, &["{name: silent, address: 192.168.3.130/24}"], |spec| {
         spec.replace("bridge: br0", "bridge: br9").replace("boot: 10m", "boot: 25s")
     });
@@ -23,7 +24,23 @@ fn a_guest_that_never_answers() {
     assert!(!virsh(&["vol-list", "kvmimage"]).contains("nodegraft.silent."));
     world.run(&["down"]);
     world.assert_nothing_left();
-    must("ip", &["link", "del", "br9"]);
+}
+
+/// A bridge that leads nowhere, gone when dropped.
+struct Bridge(&'static str);
+
+impl Bridge {
+    fn new(name: &'static str) -> Self {
+        let _ = Command::new("ip").args(["link", "del", name]).output();
+        must("ip", &["link", "add", name, "type", "bridge"]);
+        Self(name)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", self.0]).output();
+    }
 }
 
 /// Ctrl-C in the middle of a boot: exit 130, and both roads are open, down and up.

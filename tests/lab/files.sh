@@ -21,6 +21,9 @@ control_plane_ssh_up() {
   cp "$(command -v busybox)" "$root/bin/busybox"
   local applet
   for applet in sh cat timeout; do ln -sf busybox "$root/bin/$applet"; done
+  # sshd looks up root's shell before it changes the root, and finds this machine's.
+  printf '#!/bin/sh\nexec /bin/sh "$@"\n' >"$root/bin/bash"
+  chmod 755 "$root/bin/bash"
   cp "$(control_plane_kubeconfig "$version")" "$root/etc/kubernetes/admin.conf"
   cp "$(control_plane_dir "$version")/pki/ca.crt" "$root/etc/kubernetes/pki/ca.crt"
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
