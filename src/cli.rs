@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::spec::Span;
+
 /// Clone VMs from a libvirt pool and graft them onto a Kubernetes cluster
 #[derive(Debug, Parser)]
 #[command(name = "nodegraft", version, max_term_width = 100, arg_required_else_help = true)]
@@ -15,8 +17,8 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// What to print on stdout: text for people, json for programs
-    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    /// What to print on stdout: text for people, json or yaml for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 
     /// A directory whose templates and profiles replace the built-in ones
@@ -28,6 +30,7 @@ pub struct Cli {
 pub enum Output {
     Text,
     Json,
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,6 +45,15 @@ pub enum Command {
     Status(SpecArgs),
     /// Check this host and cluster, and say how to mend each finding
     Doctor(Doctor),
+    /// Bootstrap tokens: generate, create, list, delete
+    #[command(subcommand)]
+    Token(Token),
+    /// What bootstrap tokens may do: check, grant, revoke
+    #[command(subcommand)]
+    Access(Access),
+    /// Kubeconfig files for joining nodes
+    #[command(subcommand)]
+    Kubeconfig(Kubeconfig),
     /// Log in to a node, its host key known
     Ssh(Ssh),
     /// Run a command on a node
@@ -93,6 +105,128 @@ pub struct Down {
     /// How many nodes to work on at a time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     pub parallel: u16,
+
+    /// How long evictions may take, per node
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub drain_timeout: Span,
+
+    /// Do not drain: pods go with the node, whatever their disruption budgets say
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Which cluster a command speaks to
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// A spec whose cluster to use
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
+    pub file: Option<PathBuf>,
+
+    /// A kubeconfig [default: ~/.kube/config]
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: Option<String>,
+
+    /// Its context
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Print a new token; nothing is stored
+    Generate,
+    /// Store a token in the cluster, so that it lets a kubelet in
+    Create(CreateToken),
+    /// List the cluster's tokens, without their secrets
+    List {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// Show the secret halves too
+        #[arg(long)]
+        show_secrets: bool,
+    },
+    /// Delete tokens, by token or by id
+    Delete {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        #[arg(required = true, value_name = "TOKEN")]
+        tokens: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateToken {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// The token; one is generated without it
+    pub token: Option<String>,
+
+    /// How long it lives; 0 means for ever
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub ttl: String,
+
+    /// What it is for
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+
+    /// A group its bearer is in besides system:bootstrappers; must start with `system:bootstrappers:`
+    #[arg(long = "extra-group", visible_alias = "groups", value_name = "GROUP", value_delimiter = ',')]
+    pub extra_groups: Vec<String>,
+
+    /// What it may be used for
+    #[arg(long, value_name = "USAGE", value_delimiter = ',', default_value = "signing,authentication")]
+    pub usages: Vec<String>,
+
+    /// Print the Secret and store nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Access {
+    /// Who may ask for certificates, and who approves them, as the API server answers
+    Check {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// A group that tokens carry besides system:bootstrappers
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<String>,
+    },
+    /// Let tokens ask for certificates, and have client requests and renewals approved
+    Grant {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// The group to let in
+        #[arg(long, value_name = "GROUP", default_value = "system:bootstrappers")]
+        group: String,
+        /// Bind only the right to ask; approve by hand, or by nodegraft
+        #[arg(long)]
+        no_auto_approve: bool,
+    },
+    /// Remove what `grant` made, and only that
+    Revoke {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Kubeconfig {
+    /// The file a kubelet starts with: the cluster's CA and address, and a token
+    Bootstrap {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// The token, as `token create` printed it
+        #[arg(long, value_name = "TOKEN", env = "NODEGRAFT_TOKEN", hide_env_values = true)]
+        token: String,
+        /// The API server's URL as the node reaches it
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+        /// Write it here, readable by nobody else, instead of to stdout
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

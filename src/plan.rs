@@ -45,6 +45,16 @@ pub enum ClusterSource {
 }
 
 impl Cluster {
+    /// A cluster that no spec describes.
+    pub fn of_kubeconfig(path: &str, context: Option<String>) -> Self {
+        Self {
+            name: "default".into(),
+            source: ClusterSource::Kubeconfig { path: path.to_owned(), context },
+            server: None,
+            access: spec::Access::default(),
+        }
+    }
+
     /// The group our tokens carry where nothing else lets them in.
     pub fn group(&self) -> String {
         format!("system:bootstrappers:nodegraft:{}", self.name)
@@ -411,9 +421,13 @@ impl Plan {
             .collect()
     }
 
-    /// The kubeconfig of the seed's chapter 7.
     pub fn bootstrap_kubeconfig(&self, server: &str, ca_base64: &str, token: &str) -> Result<String> {
-        let values = serde_json::json!({"server": server, "ca_base64": ca_base64, "token": token});
-        self.templates.render("join/bootstrap-kubelet.conf", &values)
+        bootstrap_kubeconfig(&self.templates, server, ca_base64, token)
     }
+}
+
+/// The kubeconfig of the seed's chapter 7, with its names.
+pub fn bootstrap_kubeconfig(templates: &Templates, server: &str, ca_base64: &str, token: &str) -> Result<String> {
+    let values = serde_json::json!({"server": server, "ca_base64": ca_base64, "token": token});
+    templates.render("join/bootstrap-kubelet.conf", &values)
 }

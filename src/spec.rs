@@ -229,15 +229,22 @@ pub struct Deadlines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         text.parse::<jiff::SignedDuration>()
             .ok()
             .and_then(|d| Duration::try_from(d).ok())
             .filter(|d| !d.is_zero())
             .map(Span)
-            .ok_or_else(|| de::Error::custom(format!("`{text}` is not a duration; write for example 90s or 10m")))
+            .ok_or_else(|| format!("`{text}` is not a duration; write for example 90s or 10m"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

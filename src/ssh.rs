@@ -166,7 +166,7 @@ impl Session {
         // One stream: reading only one of two that are full would wait for ever.
         if let Err(error) = channel
             .handle_extended_data(ExtendedData::Merge)
-            .and_then(|()| channel.exec(&format!("{command} 2>&1; echo; echo {TRAILER}$?")))
+            .and_then(|()| channel.exec(&format!("{command} 2>&1; status=$?; echo; echo {TRAILER}$status")))
         {
             return lost(&error);
         }

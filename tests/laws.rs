@@ -173,6 +173,7 @@ async fn node_run(dir: &std::path::Path) -> NodeRun {
         plan,
         authorized_keys: Vec::new(),
         virt_type: OnceLock::new(),
+        drain: nodegraft::stages::Drain::No,
     };
     NodeRun::new(Arc::new(run), node)
 }

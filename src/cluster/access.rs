@@ -7,11 +7,14 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
-use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, absent_as_none, code, within};
-use crate::error::Result;
+use super::{Cluster, MANAGED_BY, absent_as_none, code, within};
+use crate::error::{Error, Result};
 
+/// Every node with a certificate is in it.
+pub const NODES: &str = "system:nodes";
+/// Every bearer of a bootstrap token is in it.
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
 
 /// Something one may do with certificate requests.
@@ -26,6 +29,15 @@ pub enum Right {
 }
 
 impl Right {
+    /// The built-in ClusterRole that carries it.
+    pub fn role(self) -> &'static str {
+        match self {
+            Self::Request => "system:node-bootstrapper",
+            Self::ClientApproval => "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            Self::RenewalApproval => "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        }
+    }
+
     fn attributes(self) -> ResourceAttributes {
         ResourceAttributes {
             group: Some("certificates.k8s.io".into()),
@@ -84,48 +96,99 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
-    /// Binds a group to `system:node-bootstrapper`. Harmless if it is bound already.
-    pub async fn bind_bootstrapper(&self, cluster: &str, group: &str) -> Result<()> {
-        let binding = ClusterRoleBinding {
-            metadata: ObjectMeta {
-                name: Some(binding_name(cluster)),
-                labels: Some(BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
-                annotations: Some(BTreeMap::from([(CLUSTER_ANNOTATION.to_owned(), cluster.to_owned())])),
-                ..ObjectMeta::default()
-            },
-            role_ref: RoleRef {
-                api_group: Some("rbac.authorization.k8s.io".into()),
-                kind: "ClusterRole".into(),
-                name: "system:node-bootstrapper".into(),
-            },
-            subjects: Some(vec![Subject {
-                api_group: Some("rbac.authorization.k8s.io".into()),
-                kind: "Group".into(),
-                name: group.to_owned(),
-                ..Subject::default()
-            }]),
-        };
-        within(format!("binding the group {group} to system:node-bootstrapper"), async {
-            match self.bindings().create(&PostParams::default(), &binding).await {
-                Err(error) if code(&error) == Some(409) => Ok(()),
-                other => other.map(drop),
+    /// Binds a group to a ClusterRole under a name, with our label. Harmless if it is just so already.
+    pub async fn bind(&self, binding: &Binding) -> Result<()> {
+        let wanted = binding.object();
+        let what = format!("binding the group {} to {}", binding.group, binding.role);
+        let made = within(what.clone(), async {
+            match self.bindings().create(&PostParams::default(), &wanted).await {
+                Err(error) if code(&error) == Some(409) => Ok(false),
+                other => other.map(|_| true),
             }
         })
-        .await
+        .await?;
+        if made {
+            return Ok(());
+        }
+        let found = within(what.clone(), self.bindings().get(&binding.name)).await?;
+        let same =
+            found.role_ref == wanted.role_ref && found.subjects.iter().flatten().any(|s| s.kind == "Group" && s.name == binding.group);
+        if same {
+            return Ok(());
+        }
+        Err(Error::new(what)
+            .because(Error::new(format!("there is another ClusterRoleBinding {}", binding.name)))
+            .with_help(format!("look at it: kubectl get clusterrolebinding {} -o yaml", binding.name)))
     }
 
-    /// Removes the binding we made for a cluster; false if there is none of ours.
-    pub async fn unbind_bootstrapper(&self, cluster: &str) -> Result<bool> {
-        let name = binding_name(cluster);
-        let found = within("looking for our role binding", self.bindings().get_opt(&name)).await?;
+    /// Removes a binding that bears our label; false if there is none of ours.
+    pub async fn unbind(&self, name: &str) -> Result<bool> {
+        let found = within(format!("looking for the role binding {name}"), self.bindings().get_opt(name)).await?;
         let ours = found.is_some_and(|b| b.metadata.labels.is_some_and(|l| l.get(MANAGED_BY.0).map(String::as_str) == Some(MANAGED_BY.1)));
         if !ours {
             return Ok(false);
         }
         within(format!("deleting the role binding {name}"), async {
-            absent_as_none(self.bindings().delete(&name, &DeleteParams::default()).await).map(|found| found.is_some())
+            absent_as_none(self.bindings().delete(name, &DeleteParams::default()).await).map(|found| found.is_some())
         })
         .await
+    }
+
+    /// Names of the bindings that give a ClusterRole to one of these groups.
+    pub async fn bindings_of(&self, role: &str, groups: &[&str]) -> Result<Vec<String>> {
+        let all = within("listing the role bindings", self.bindings().list(&ListParams::default())).await?;
+        let to = |binding: &ClusterRoleBinding| {
+            binding.subjects.iter().flatten().any(|s| s.kind == "Group" && groups.contains(&s.name.as_str()))
+        };
+        Ok(all
+            .into_iter()
+            .filter(|binding| binding.role_ref.name == role && to(binding))
+            .filter_map(|binding| binding.metadata.name)
+            .collect())
+    }
+}
+
+/// A ClusterRoleBinding of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    pub name: String,
+    pub role: &'static str,
+    pub group: String,
+}
+
+impl Binding {
+    /// Lets our own group of a cluster ask for certificates.
+    pub fn of_cluster(cluster: &str, group: String) -> Self {
+        Self { name: binding_name(cluster), role: Right::Request.role(), group }
+    }
+
+    /// What `access grant` makes: the seed's chapter 8, and approval of clients and renewals.
+    pub fn granted(group: &str, auto_approve: bool) -> Vec<Self> {
+        let binding = |name: &str, right: Right, group: &str| Self { name: name.to_owned(), role: right.role(), group: group.to_owned() };
+        let mut bindings = vec![binding("kubelet-bootstrap", Right::Request, group)];
+        if auto_approve {
+            bindings.push(binding("kubelet-bootstrap-approve-client", Right::ClientApproval, group));
+            bindings.push(binding("kubelet-bootstrap-approve-renewal", Right::RenewalApproval, NODES));
+        }
+        bindings
+    }
+
+    fn object(&self) -> ClusterRoleBinding {
+        const GROUP: &str = "rbac.authorization.k8s.io";
+        ClusterRoleBinding {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                labels: Some(BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
+                ..ObjectMeta::default()
+            },
+            role_ref: RoleRef { api_group: Some(GROUP.into()), kind: "ClusterRole".into(), name: self.role.into() },
+            subjects: Some(vec![Subject {
+                api_group: Some(GROUP.into()),
+                kind: "Group".into(),
+                name: self.group.clone(),
+                ..Subject::default()
+            }]),
+        }
     }
 }
 

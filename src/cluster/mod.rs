@@ -1,8 +1,9 @@
 //! The Kubernetes room, the only user of `kube`. `token.rs` has bootstrap tokens, `access.rs` what they may do,
-//! `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases.
+//! `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases, `drain.rs` how pods leave them.
 
 pub mod access;
 pub mod csr;
+pub mod drain;
 pub mod node;
 pub mod token;
 
@@ -18,6 +19,7 @@ use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Exit, Result};
+use crate::kubelet::Version;
 
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -40,6 +42,8 @@ pub struct Cluster {
     pub version: String,
     /// `v1`, or `v1beta1` before 1.19.
     pub certificates: String,
+    /// The version of policy that evictions are asked for in: `v1`, or `v1beta1` before 1.22.
+    policy: &'static str,
 }
 
 impl Cluster {
@@ -95,6 +99,7 @@ impl Cluster {
             server,
             ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
             ca_pem,
+            policy: if Version::parse(&version.git_version).is_some_and(|v| v.minor < 22) { "v1beta1" } else { "v1" },
             version: version.git_version,
             certificates: certificates.to_owned(),
         })

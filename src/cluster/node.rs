@@ -41,7 +41,7 @@ impl Node {
 }
 
 impl Cluster {
-    fn nodes(&self) -> Api<KubeNode> {
+    pub(super) fn nodes(&self) -> Api<KubeNode> {
         Api::all(self.client.clone())
     }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use serde::Serialize;
 
 use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, NODE_ANNOTATION, absent_as_none, within};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+const NAMESPACE: &str = "kube-system";
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 
 /// `[a-z0-9]{6}.[a-z0-9]{16}`. Its secret half cannot be printed.
@@ -30,6 +32,28 @@ impl Token {
     /// From the system's random source, every character equally likely.
     pub fn generate() -> Result<Self> {
         Ok(Self { id: random(6)?, secret: random(16)? })
+    }
+
+    /// `[a-z0-9]{6}.[a-z0-9]{16}`, and nothing else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let well = |part: &str, length: usize| part.len() == length && part.bytes().all(|byte| ALPHABET.contains(&byte));
+        match text.split_once('.') {
+            Some((id, secret)) if well(id, 6) && well(secret, 16) => Ok(Self { id: id.to_owned(), secret: secret.to_owned() }),
+            _ => Err(Error::new("this is not a bootstrap token")
+                .with_help(
+                    "a token is six and sixteen lower-case letters or digits with a dot between; `nodegraft token generate` makes one",
+                )
+                .with_exit(Exit::Usage)),
+        }
+    }
+
+    /// The id of a token, or of what is an id already.
+    pub fn id_of(text: &str) -> Result<String> {
+        if text.len() == 6 && text.bytes().all(|byte| ALPHABET.contains(&byte)) {
+            Ok(text.to_owned())
+        } else {
+            Self::parse(text).map(|token| token.id)
+        }
     }
 
     /// The token itself, for the one file that needs it.
@@ -64,38 +88,92 @@ fn random(length: usize) -> Result<String> {
     Ok(text)
 }
 
-impl Cluster {
-    fn tokens(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), "kube-system")
-    }
+/// What a token is stored with.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// `None` lives for ever.
+    pub life: Option<Duration>,
+    pub description: Option<String>,
+    /// Besides `system:bootstrappers`; each starts with `system:bootstrappers:`.
+    pub groups: Vec<String>,
+    pub authentication: bool,
+    pub signing: bool,
+    /// The cluster and node of ours that it was minted for.
+    pub node: Option<(String, String)>,
+}
 
-    /// Stores a token for one node: authentication only, a short life, `groups` besides `system:bootstrappers`.
-    pub async fn create_token(&self, token: &Token, cluster: &str, node: &str, life: Duration, groups: &[String]) -> Result<()> {
-        let expiration = jiff::Timestamp::now() + jiff::SignedDuration::try_from(life).unwrap_or(jiff::SignedDuration::from_mins(10));
-        // Kubernetes wants RFC 3339 without fractions here.
-        let expiration = expiration.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let mut data = BTreeMap::from([
-            ("token-id".to_owned(), token.id.clone()),
-            ("token-secret".to_owned(), token.secret.clone()),
-            ("usage-bootstrap-authentication".to_owned(), "true".to_owned()),
-            ("description".to_owned(), format!("nodegraft: node {node} joins")),
-            ("expiration".to_owned(), expiration),
-        ]);
-        if !groups.is_empty() {
-            data.insert("auth-extra-groups".to_owned(), groups.join(","));
-        }
-        let secret = Secret {
+/// A token as the cluster has it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    pub id: String,
+    /// Only where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    pub expiration: Option<String>,
+    pub usages: Vec<String>,
+    pub description: String,
+    pub groups: Vec<String>,
+}
+
+/// Kubernetes' rule for the extra groups of a token.
+pub fn check_group(group: &str) -> Result<()> {
+    let rest = group.strip_prefix("system:bootstrappers:").unwrap_or_default();
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if rest.ends_with(edge) && rest.chars().all(|c| edge(c) || c == ':' || c == '-') {
+        return Ok(());
+    }
+    Err(Error::new(format!("`{group}` cannot be a token's group"))
+        .with_help("it must start with `system:bootstrappers:` and go on with lower-case letters, digits, `:` and `-`")
+        .with_exit(Exit::Usage))
+}
+
+impl Token {
+    /// The Secret that Kubernetes keeps a token in.
+    pub fn secret(&self, terms: &Terms) -> Secret {
+        let mut data = BTreeMap::from([("token-id".to_owned(), self.id.clone()), ("token-secret".to_owned(), self.secret.clone())]);
+        let mut set = |key: &str, value: Option<String>| value.map(|value| data.insert(key.to_owned(), value));
+        set("usage-bootstrap-authentication", terms.authentication.then(|| "true".to_owned()));
+        set("usage-bootstrap-signing", terms.signing.then(|| "true".to_owned()));
+        set("description", terms.description.clone());
+        set("expiration", terms.life.map(expiration));
+        set("auth-extra-groups", (!terms.groups.is_empty()).then(|| terms.groups.join(",")));
+        let ours = terms.node.as_ref();
+        Secret {
             metadata: ObjectMeta {
-                name: Some(token.secret_name()),
-                labels: Some(BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
-                annotations: Some(annotations(cluster, node)),
+                name: Some(self.secret_name()),
+                namespace: Some(NAMESPACE.to_owned()),
+                labels: ours.map(|_| BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
+                annotations: ours.map(|(cluster, node)| annotations(cluster, node)),
                 ..ObjectMeta::default()
             },
             type_: Some(TYPE.to_owned()),
             string_data: Some(data),
             ..Secret::default()
-        };
-        within(format!("creating the token {}", token.id), self.tokens().create(&PostParams::default(), &secret)).await.map(drop)
+        }
+    }
+}
+
+/// RFC 3339 without fractions, as Kubernetes wants it here.
+fn expiration(life: Duration) -> String {
+    let life = jiff::SignedDuration::try_from(life).unwrap_or(jiff::SignedDuration::from_mins(10));
+    (jiff::Timestamp::now() + life).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+impl Cluster {
+    fn tokens(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub async fn create_token(&self, token: &Token, terms: &Terms) -> Result<()> {
+        within(format!("creating the token {}", token.id), self.tokens().create(&PostParams::default(), &token.secret(terms)))
+            .await
+            .map(drop)
+    }
+
+    pub async fn list_tokens(&self, secrets: bool) -> Result<Vec<Listed>> {
+        let all = ListParams::default().fields(&format!("type={TYPE}"));
+        let found = within("listing the bootstrap tokens", self.tokens().list(&all)).await?;
+        Ok(found.into_iter().map(|secret| listed(&secret, secrets)).collect())
     }
 
     /// False if it was gone already.
@@ -124,6 +202,20 @@ impl Cluster {
     }
 }
 
+fn listed(secret: &Secret, with_secret: bool) -> Listed {
+    let data = secret.data.clone().unwrap_or_default();
+    let text = |key: &str| data.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned());
+    let used = |usage: &str| text(&format!("usage-bootstrap-{usage}")).as_deref() == Some("true");
+    Listed {
+        id: text("token-id").unwrap_or_default(),
+        secret: text("token-secret").filter(|_| with_secret),
+        expiration: text("expiration"),
+        usages: ["authentication", "signing"].into_iter().filter(|usage| used(usage)).map(str::to_owned).collect(),
+        description: text("description").unwrap_or_default(),
+        groups: text("auth-extra-groups").unwrap_or_default().split(',').filter(|group| !group.is_empty()).map(str::to_owned).collect(),
+    }
+}
+
 pub(super) fn annotations(cluster: &str, node: &str) -> BTreeMap<String, String> {
     BTreeMap::from([(CLUSTER_ANNOTATION.to_owned(), cluster.to_owned()), (NODE_ANNOTATION.to_owned(), node.to_owned())])
 }
@@ -141,5 +233,43 @@ mod tests {
         assert!(text.chars().all(|c| c == '.' || ALPHABET.contains(&(c as u8))));
         assert!(!format!("{token:?}").contains(secret));
         assert_ne!(text, Token::generate().unwrap().reveal());
+    }
+
+    #[test]
+    fn only_well_formed_tokens_are_read() {
+        assert_eq!(Token::parse("398c7c.b18a35f794625922").unwrap().user(), "system:bootstrap:398c7c");
+        assert_eq!(Token::id_of("398c7c").unwrap(), "398c7c");
+        for bad in ["", "398c7c", "398c7c.b18a", "398C7C.b18a35f794625922", "398c7c.b18a35f794625922x", "398c7-.b18a35f794625922"] {
+            assert!(Token::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn groups_must_be_bootstrappers() {
+        assert!(check_group("system:bootstrappers:kubeadm:default-node-token").is_ok());
+        for bad in ["system:masters", "system:bootstrappers", "system:bootstrappers:", "system:bootstrappers:A", "system:bootstrappers:a:"]
+        {
+            assert!(check_group(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The Secret of the seed's chapter 6.
+    #[test]
+    fn a_token_is_stored_as_the_seed_stores_it() {
+        let terms = Terms { authentication: true, signing: true, ..Terms::default() };
+        let secret = serde_json::to_value(Token::parse("398c7c.b18a35f794625922").unwrap().secret(&terms)).unwrap();
+        let seed = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "bootstrap-token-398c7c", "namespace": "kube-system"},
+            "type": "bootstrap.kubernetes.io/token",
+            "stringData": {
+                "token-id": "398c7c",
+                "token-secret": "b18a35f794625922",
+                "usage-bootstrap-authentication": "true",
+                "usage-bootstrap-signing": "true",
+            },
+        });
+        assert_eq!(secret, seed);
     }
 }

@@ -6,7 +6,7 @@ use super::{Setting, load_spec, open_cluster};
 use crate::cli::{self, Output};
 use crate::error::{Error, Exit, Result, one_line};
 use crate::libvirt::Host;
-use crate::plan::{self, ClusterSource};
+use crate::plan;
 use crate::spec;
 use crate::stages::preflight::{self, Finding, State};
 use crate::ui;
@@ -18,7 +18,7 @@ pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
     findings.extend(host(&host_spec).await);
     findings.extend(cluster(spec.as_ref(), setting).await);
     match setting.output {
-        Output::Json => ui::print_json(&findings)?,
+        Output::Json | Output::Yaml => ui::print_data(&findings, setting.output)?,
         Output::Text => ui::print(&ui::findings(&findings))?,
     }
     Ok(if findings.iter().any(|finding| finding.state == State::Bad) { Exit::Unfit } else { Exit::Done })
@@ -81,15 +81,7 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
-        None => plan::Cluster {
-            name: "default".into(),
-            source: ClusterSource::Kubeconfig {
-                path: std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
-                context: None,
-            },
-            server: None,
-            access: spec::Access::default(),
-        },
+        None => plan::Cluster::of_kubeconfig(&std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()), None),
     };
     match open_cluster(&source).await {
         Ok(cluster) => preflight::cluster(&cluster).await.unwrap_or_else(|error| vec![bad(&error)]),

@@ -11,13 +11,13 @@ use crate::error::{Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::pipeline::runner::Walk;
 use crate::plan::Node;
-use crate::stages::{NodeRun, Run, node_stages, run_stages};
+use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
 
 pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
     let plan = setting.plan(&args.spec)?;
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
-    let run = open(plan).await?;
+    let run = open(plan, if args.force { Drain::No } else { Drain::Within(args.drain_timeout.0) }).await?;
     let whole = args.spec.nodes.is_empty();
     let backward = |mut names: Vec<String>| {
         names.reverse();

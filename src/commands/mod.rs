@@ -1,18 +1,21 @@
 //! One file per command. Each tells its story: load the spec, plan, open the rooms, walk the list.
 
+pub mod access;
 pub mod doctor;
 pub mod down;
+pub mod kubeconfig;
 pub mod plan;
 pub mod session;
 pub mod status;
 pub mod templates;
+pub mod token;
 pub mod up;
 
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Output, SpecArgs};
+use crate::cli::{ClusterArgs, Output, SpecArgs};
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Exit, Result};
 use crate::libvirt::Host;
@@ -20,7 +23,7 @@ use crate::pipeline::stage::Events;
 use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
 use crate::spec::Spec;
 use crate::ssh::{Identity, Session, Target, Trust};
-use crate::stages::Run;
+use crate::stages::{Drain, Run};
 use crate::state::{StateDir, expand_home, own_public_keys};
 use crate::template::{self, Templates};
 
@@ -55,7 +58,7 @@ pub fn load_spec(file: &std::path::Path) -> Result<Spec> {
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
-pub async fn open(plan: Plan) -> Result<Arc<Run>> {
+pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
     let state = StateDir::open(&plan.cluster.name)?;
     let key = state
         .login_key(plan.ssh_key.as_deref())
@@ -66,7 +69,16 @@ pub async fn open(plan: Plan) -> Result<Arc<Run>> {
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new() }))
+    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), drain }))
+}
+
+/// The cluster that the flags name: a spec's, or a kubeconfig's.
+pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster> {
+    let planned = match &args.file {
+        Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
+        None => PlannedCluster::of_kubeconfig(args.kubeconfig.as_deref().unwrap_or("~/.kube/config"), args.context.clone()),
+    };
+    open_cluster(&planned).await
 }
 
 /// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.

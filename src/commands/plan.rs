@@ -36,7 +36,7 @@ pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
     }
     let shown = Shown { cluster: &plan.cluster.name, host: &plan.host.uri, pool: &plan.host.pool, nodes };
     match setting.output {
-        Output::Json => ui::print_json(&shown)?,
+        Output::Json | Output::Yaml => ui::print_data(&shown, setting.output)?,
         Output::Text => ui::print(&text(&shown))?,
     }
     Ok(Exit::Done)

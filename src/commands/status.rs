@@ -34,7 +34,7 @@ pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
         rows.extend(strays(&plan, &host).await?);
     }
     match setting.output {
-        Output::Json => ui::print_json(&rows)?,
+        Output::Json | Output::Yaml => ui::print_data(&rows, setting.output)?,
         Output::Text => {
             let mut table = vec![["NODE", "ADDRESS", "DOMAIN", "KUBERNETES", "NOTES"].map(str::to_owned)];
             table.extend(

@@ -11,13 +11,13 @@ use crate::error::{Error, Exit, Result};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::pipeline::runner::{Walk, Walked};
 use crate::plan::{Node, Plan};
-use crate::stages::{NodeRun, Run, node_stages, run_stages};
+use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
     let plan = setting.plan(&args.spec)?;
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
-    let run = open(plan).await?;
+    let run = open(plan, Drain::No).await?;
     setting.events.send(Event::RunStarted {
         command: "up".into(),
         cluster: run.plan.cluster.name.clone(),

@@ -99,7 +99,8 @@ impl<C: Sync> Walk<'_, C> {
         }
     }
 
-    /// Backward through the stages that `which` names. Absence is success; every error is collected, none stops the rest.
+    /// Backward through the stages that `which` names. Absence is success; every error is collected, and only that of a
+    /// stage that guards the others stops the rest.
     pub async fn backward(&self, which: impl Fn(usize) -> bool) -> Vec<Error> {
         let mut errors = Vec::new();
         for (_, stage) in self.stages.iter().enumerate().rev().filter(|(index, _)| which(*index)) {
@@ -107,7 +108,7 @@ impl<C: Sync> Walk<'_, C> {
             let name = stage.name().to_owned();
             self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
             let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
-            let limit = CHECK_DEADLINE * 3;
+            let limit = stage.undo_deadline(self.on);
             let undone = tokio::time::timeout(limit, stage.undo(self.on, &report))
                 .await
                 .unwrap_or_else(|_| Err(Error::new(format!("undoing {name} took more than {} s", limit.as_secs()))));
@@ -129,6 +130,9 @@ impl<C: Sync> Walk<'_, C> {
                         seconds,
                     });
                     errors.push(Err::<(), _>(error).doing(format!("undoing {name}")).unwrap_err());
+                    if stage.guards() {
+                        return errors;
+                    }
                 }
             }
         }

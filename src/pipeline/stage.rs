@@ -44,6 +44,16 @@ pub trait Stage<C: Sync>: Send + Sync {
     async fn undo(&self, _on: &C, _report: &Reporter) -> Result<Undone> {
         Ok(Undone::Absent)
     }
+
+    /// True where a failed `undo` forbids that of the stages before it: what still runs there must not be cut off.
+    fn guards(&self) -> bool {
+        false
+    }
+
+    /// How long `undo` may take.
+    fn undo_deadline(&self, _on: &C) -> Duration {
+        Duration::from_secs(180)
+    }
 }
 
 /// Where events go. Never blocks; a closed receiver is nobody listening.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::Run;
-use crate::cluster::access::{BOOTSTRAPPERS, Right, binding_name};
+use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
 use crate::error::{Context, Error, Exit, Result};
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::spec;
@@ -45,7 +45,10 @@ impl Stage<Run> for Access {
         if !on.cluster.may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
             return Err(missing(&group));
         }
-        on.cluster.bind_bootstrapper(&on.plan.cluster.name, &group).await.map_err(|error| missing(&group).because(error))?;
+        on.cluster
+            .bind(&Binding::of_cluster(&on.plan.cluster.name, group.clone()))
+            .await
+            .map_err(|error| missing(&group).because(error))?;
         // The authorizer learns of a binding a moment after it was made.
         let until = Instant::now() + Duration::from_secs(20);
         while !on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
@@ -64,11 +67,7 @@ impl Stage<Run> for Access {
 
     async fn undo(&self, on: &Run, _: &Reporter) -> Result<Undone> {
         let name = binding_name(&on.plan.cluster.name);
-        Ok(if on.cluster.unbind_bootstrapper(&on.plan.cluster.name).await.doing("removing our binding")? {
-            Undone::Removed(name)
-        } else {
-            Undone::Absent
-        })
+        Ok(if on.cluster.unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
     }
 }
 

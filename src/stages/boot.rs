@@ -12,6 +12,8 @@ use crate::ssh;
 
 /// A probe that gets no answer is given up after this long; the next follows at once.
 const PROBE: Duration = Duration::from_millis(700);
+/// A guest that is up may be busy; only one that is not costs this much.
+const PATIENT: Duration = Duration::from_secs(10);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
 const CONSOLE_TAIL: usize = 15;
 
@@ -32,7 +34,7 @@ impl Stage<NodeRun> for Boot {
             Some(domain) if domain.running && !domain.paused => {}
             _ => return Ok(Check::Needed("it is to be started".into())),
         }
-        Ok(match ssh::banner(on.ssh_address(), PROBE).await {
+        Ok(match ssh::banner(on.ssh_address(), PATIENT).await {
             Ok(banner) => Check::Done(banner),
             Err(error) => Check::Needed(format!("it runs, but {}", one_line(&error))),
         })

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{NodeRun, is_ours, locked};
 use crate::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::cluster::csr::State;
-use crate::cluster::token::Token;
+use crate::cluster::token::{Terms, Token};
 use crate::error::{Context, Error, Result};
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::spec;
@@ -130,7 +130,15 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
         _ => vec![run.plan.cluster.group()],
     };
     report.progress(format!("token {}", token.id));
-    run.cluster.create_token(&token, cluster_name, name, on.node.deadlines.join + Duration::from_secs(300), &groups).await?;
+    let terms = Terms {
+        life: Some(on.node.deadlines.join + Duration::from_secs(300)),
+        description: Some(format!("nodegraft: node {name} joins")),
+        groups,
+        authentication: true,
+        node: Some((cluster_name.clone(), name.clone())),
+        ..Terms::default()
+    };
+    run.cluster.create_token(&token, &terms).await?;
     let joined = with_token(on, session, &token, report).await;
     let deleted = run.cluster.delete_token(&token.id).await;
     let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");

@@ -61,6 +61,15 @@ pub struct Run {
     pub authorized_keys: Vec<String>,
     /// `kvm` or `qemu`: decided by Preflight.
     pub virt_type: OnceLock<String>,
+    pub drain: Drain,
+}
+
+/// Whether nodes are drained before they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    Within(Duration),
+    /// Pods go with the node, whatever their budgets say.
+    No,
 }
 
 /// One node on its way, with what one stage leaves for the next.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, locked};
+use super::{Drain, NodeRun, locked};
 use crate::error::{Error, Result};
-use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 
 pub struct Ready;
 
@@ -54,5 +54,28 @@ impl Stage<NodeRun> for Ready {
                 Error::new(format!("the Node {} did not appear within {seconds} s", on.node.name)).with_help("was it deleted meanwhile?")
             }
         })
+    }
+
+    /// Leaving begins with a drain: pods are evicted as their budgets allow, and nothing goes on before they are gone.
+    async fn undo(&self, on: &NodeRun, report: &Reporter) -> Result<Undone> {
+        let (cluster, name) = (&on.run.cluster, &on.node.name);
+        let Drain::Within(limit) = on.run.drain else { return Ok(Undone::Absent) };
+        let Some(node) = cluster.node(name).await? else { return Ok(Undone::Absent) };
+        if !node.belongs_to(&on.run.plan.cluster.name, name, &on.node.machine_id) {
+            return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
+        }
+        let evicted = cluster.drain(name, limit, node.ready, |what| report.progress(what)).await?;
+        Ok(if evicted == 0 { Undone::Absent } else { Undone::Removed(format!("{evicted} pods evicted")) })
+    }
+
+    fn guards(&self) -> bool {
+        true
+    }
+
+    fn undo_deadline(&self, on: &NodeRun) -> Duration {
+        match on.run.drain {
+            Drain::Within(limit) => limit + Duration::from_secs(60),
+            Drain::No => Duration::from_secs(60),
+        }
     }
 }

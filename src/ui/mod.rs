@@ -27,8 +27,8 @@ pub fn start(mut events: UnboundedReceiver<Event>, output: Output, verbose: bool
     std::thread::spawn(move || {
         let mut renderer: Box<dyn Renderer> = match output {
             Output::Json => Box::new(Json),
-            Output::Text if std::io::stderr().is_terminal() => Box::new(bars::Bars::new(verbose)),
-            Output::Text => Box::new(lines::Lines::new(verbose)),
+            _ if std::io::stderr().is_terminal() => Box::new(bars::Bars::new(verbose)),
+            _ => Box::new(lines::Lines::new(verbose)),
         };
         while let Some(event) = events.blocking_recv() {
             renderer.event(&event);
@@ -57,9 +57,13 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-pub fn print_json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).doing("encoding the result")?;
-    print(&format!("{text}\n"))
+/// Prints a result as data; a command that has words of its own for people does not come here with `Text`.
+pub fn print_data(value: &impl Serialize, output: Output) -> Result<()> {
+    let text = match output {
+        Output::Yaml => serde_saphyr::to_string(value).doing("encoding the result")?,
+        Output::Json | Output::Text => serde_json::to_string_pretty(value).doing("encoding the result")?,
+    };
+    print(&format!("{}\n", text.trim_end()))
 }
 
 /// Columns as wide as their widest cell.

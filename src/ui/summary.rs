@@ -21,7 +21,10 @@ impl Summary {
                 self.rows = nodes.iter().map(|row| Row { node: row.name.clone(), stages: Vec::new(), result: None }).collect();
             }
             Event::StageFinished { node: Some(node), stage, seconds, .. } | Event::StageFailed { node: Some(node), stage, seconds, .. } => {
-                if let Some(row) = self.rows.iter_mut().find(|row| row.node == *node) {
+                // What `--on-failure undo` does to a stage is not that stage's time.
+                if let Some(row) = self.rows.iter_mut().find(|row| row.node == *node)
+                    && row.stages.iter().all(|(known, _)| known != stage)
+                {
                     row.stages.push((stage.clone(), *seconds));
                 }
             }

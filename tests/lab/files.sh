@@ -2,14 +2,15 @@
 # And the control plane's sshd, whose /etc/kubernetes holds admin.conf as kubeadm leaves it.
 
 files_up() {
-  local root=$LAB_STATE/served version
+  local root=$LAB_STATE/served version probe=http://$LAB_GATEWAY/${LAB_IMAGE[$1]}/Packages
   mkdir -p "$root/kubernetes"
-  local image
-  for image in "${IMAGES[@]}"; do ln -sfn "$LAB_CACHE/served/$image" "$root/$image"; done
-  for version in "${LAB_VERSIONS[@]}"; do ln -sfn "$(kubernetes_bin "$version")" "$root/kubernetes/$version"; done
-  inside curl -sf -m 3 -o /dev/null "http://$LAB_GATEWAY/${IMAGES[0]}/Packages" && return
+  for version in "$@"; do
+    ln -sfn "$LAB_CACHE/served/${LAB_IMAGE[$version]}" "$root/${LAB_IMAGE[$version]}"
+    ln -sfn "$(kubernetes_bin "$version")" "$root/kubernetes/$version"
+  done
+  inside curl -sf -m 3 -o /dev/null "$probe" && return
   background files busybox httpd -f -p "$LAB_GATEWAY:80" -h "$root"
-  wait_until 10 'the file server' inside curl -sf -m 3 -o /dev/null "http://$LAB_GATEWAY/${IMAGES[0]}/Packages"
+  wait_until 10 'the file server' inside curl -sf -m 3 -o /dev/null "$probe"
 }
 
 # An SSH server at the default version's address, in a root of its own: a shell, `cat`, /etc/kubernetes.

@@ -44,6 +44,26 @@ kubernetes_compile() {
   done
 }
 
+# kubelet_package VERSION IMAGE: the kubelet as the Debian package that a cluster's own repository would have.
+kubelet_package() {
+  local version=$1 served=$LAB_CACHE/served/$2 root
+  [[ -f $served/kubelet_${version#v}_amd64.deb ]] && return
+  root=$LAB_CACHE/package.$version
+  mkdir -p "$root/DEBIAN" "$root/usr/bin" "$root/lib/systemd/system"
+  cp "$(kubernetes_bin "$version")/kubelet" "$root/usr/bin/kubelet"
+  printf '[Unit]\nDescription=kubelet\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nRestartSec=2\n[Install]\nWantedBy=multi-user.target\n' \
+    >"$root/lib/systemd/system/kubelet.service"
+  printf 'Package: kubelet\nVersion: %s\nArchitecture: amd64\nMaintainer: the lab <lab@localhost>\nDescription: kubelet of the lab\n' \
+    "${version#v}" >"$root/DEBIAN/control"
+  timed "kubelet package $version" package_build "$root" "$served" "kubelet_${version#v}_amd64.deb"
+  rm -rf "$root"
+}
+
+package_build() {
+  dpkg-deb --root-owner-group -Zgzip -z1 --build "$1" "$2/$3.part" && mv "$2/$3.part" "$2/$3" &&
+    cd "$2" && apt-ftparchive packages . >Packages.part && mv Packages.part Packages
+}
+
 # Up to 1.19 the API server's openapi definitions are generated, not published with the module.
 kubernetes_openapi() {
   local version=$1 dir=$LAB_CACHE/modules/$1 staging=v0.${1#v1.} root modules

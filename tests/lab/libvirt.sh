@@ -35,13 +35,15 @@ network_up() {
   virsh_lab net-start "$LAB_NETWORK"
 }
 
+# pool_up VERSION...: the pool, with the templates these versions need.
 pool_up() {
-  local image target
+  local version image target
   mkdir -p "$LAB_STATE/pool"
   virsh_lab pool-info "$LAB_POOL" >/dev/null 2>&1 ||
     virsh_lab pool-define-as "$LAB_POOL" dir --target "$LAB_STATE/pool"
   virsh_lab pool-info "$LAB_POOL" | grep -q 'State: *running' || virsh_lab pool-start "$LAB_POOL"
-  for image in "${IMAGES[@]}"; do
+  for version in "$@"; do
+    image=${LAB_IMAGE[$version]}
     target=$LAB_STATE/pool/$image.qcow2
     [[ -f $target ]] || cp --reflink=auto "$(image_file "$image")" "$target"
     chmod 644 "$target"

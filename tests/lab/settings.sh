@@ -16,6 +16,8 @@ LAB_URI="qemu+unix:///system?socket=$LAB_STATE/libvirt/run/libvirt-sock"
 # Kubernetes version -> address of its API server. The first one is the default.
 declare -A LAB_API_ADDRESS=([v1.35.4]=192.168.3.101 [v1.18.3]=192.168.3.102)
 LAB_VERSIONS=(v1.35.4 v1.18.3)
+# Kubernetes version -> the guest image that can run its kubelet.
+declare -A LAB_IMAGE=([v1.35.4]=debian13 [v1.18.3]=debian12)
 
 say() { printf '\033[2mlab\033[0m  %s\n' "$*" >&2; }
 die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
