@@ -84,9 +84,23 @@ pub struct Up {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     pub parallel: u16,
 
+    /// What may be bound so that tokens are let in, instead of what the spec says
+    #[arg(long, value_enum)]
+    pub access: Option<AccessMode>,
+
     /// What to do with a node that fails
     #[arg(long, value_enum, default_value_t = OnFailure::Keep)]
     pub on_failure: OnFailure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccessMode {
+    /// Bind our own group if nothing else lets our tokens in
+    Ensure,
+    /// Bind nothing; refuse to start where access is missing
+    Require,
+    /// Neither look nor bind
+    None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -172,7 +172,10 @@ fn every_rendered_script_passes_shellcheck() {
     let docker = GOOD
         .replace("debian-containerd", "debian-docker")
         .replace("{version: 1.35.4, package: kubelet}", "{version: 1.18.3, file: ./kubelet}");
-    for spec in [GOOD, &containerd, &docker] {
+    let centos = GOOD
+        .replace("debian-containerd", "centos7-docker")
+        .replace("{version: 1.35.4, package: kubelet}", "{version: 1.18.3, package: kubelet-1.18.3}");
+    for spec in [GOOD, &containerd, &docker, &centos] {
         let plan = plan(spec);
         let steps = plan.nodes[0].steps.iter().map(|step| (step.name.clone(), step.script.clone()));
         let join =

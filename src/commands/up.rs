@@ -6,16 +6,23 @@ use std::time::Instant;
 use futures_util::StreamExt;
 
 use super::{Setting, open};
-use crate::cli::{self, OnFailure};
+use crate::cli::{self, AccessMode, OnFailure};
 use crate::error::{Error, Exit, Result};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::pipeline::runner::{Walk, Walked};
 use crate::plan::{Node, Plan};
+use crate::spec::Access;
 use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
-    let plan = setting.plan(&args.spec)?;
+    let mut plan = setting.plan(&args.spec)?;
+    plan.cluster.access = match args.access {
+        None => plan.cluster.access,
+        Some(AccessMode::Ensure) => Access::Ensure,
+        Some(AccessMode::Require) => Access::Require,
+        Some(AccessMode::None) => Access::None,
+    };
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let run = open(plan, Drain::No).await?;
     setting.events.send(Event::RunStarted {

@@ -125,10 +125,7 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
         run.cluster.delete_token(&left).await?;
     }
     let token = Token::generate()?;
-    let groups = match run.plan.cluster.access {
-        spec::Access::None => Vec::new(),
-        _ => vec![run.plan.cluster.group()],
-    };
+    let groups = extra_groups(on);
     report.progress(format!("token {}", token.id));
     let terms = Terms {
         life: Some(on.node.deadlines.join + Duration::from_secs(300)),
@@ -145,6 +142,21 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
     joined?;
     deleted?;
     removed.map(drop)
+}
+
+/// The groups of our tokens besides `system:bootstrappers`.
+fn extra_groups(on: &NodeRun) -> Vec<String> {
+    match on.run.plan.cluster.access {
+        spec::Access::None => Vec::new(),
+        _ => vec![on.run.plan.cluster.group()],
+    }
+}
+
+/// What the API server answers for the bearer of a token of ours.
+async fn may(on: &NodeRun, user: &str, right: Right) -> Result<bool> {
+    let extra = extra_groups(on);
+    let groups: Vec<&str> = std::iter::once(BOOTSTRAPPERS).chain(extra.iter().map(String::as_str)).collect();
+    on.run.cluster.may(user, &groups, right).await
 }
 
 /// The guest can reach the API server: the commonest fault, and the kubelet would only log about it.
@@ -207,8 +219,7 @@ async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) ->
         return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
             .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
     }
-    let group = run.plan.cluster.group();
-    let others = run.cluster.may(&user, &[BOOTSTRAPPERS, &group], Right::ClientApproval).await?;
+    let others = may(on, &user, Right::ClientApproval).await?;
     if others && csr.state == State::Pending {
         say(format!("waiting for the controller manager to approve {}", csr.name));
         let approved = run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending);
@@ -246,12 +257,20 @@ async fn stuck(on: &NodeRun, session: &Session, token: &Token, waited: &str) -> 
     let all = log.join("\n").to_lowercase();
     let state = session.output("systemctl is-active kubelet || true", SHORT).await.unwrap_or_default();
     let known = run.cluster.token_exists(&token.id).await.unwrap_or(true);
-    let allowed = run.cluster.may(&token.user(), &[BOOTSTRAPPERS, &run.plan.cluster.group()], Right::Request).await.unwrap_or(true);
+    let allowed = may(on, &token.user(), Right::Request).await.unwrap_or(true);
+    let error = Error::new(format!("the node did not join within {} s: {waited}", on.node.deadlines.join.as_secs()))
+        .with_detail(std::iter::once("the kubelet's last lines:".to_owned()).chain(log.into_iter().map(|line| format!("  {line}"))));
     let help = if !known {
         "the token is gone from the cluster: it expired or was deleted while the node joined; run `nodegraft up` again".to_owned()
     } else if !allowed {
-        "tokens may not ask for certificates: set `access: ensure` in the spec, or bind system:node-bootstrapper to system:bootstrappers"
-            .to_owned()
+        let mut groups = vec![BOOTSTRAPPERS.to_owned()];
+        groups.extend(extra_groups(on));
+        return error.because(Error::new(format!(
+            "the token is known, but {} in {} may not create certificatesigningrequests; the kubelet goes on as system:anonymous, who may do nothing",
+            token.user(),
+            groups.join(", ")
+        )))
+        .with_help("no ClusterRoleBinding gives system:node-bootstrapper to that group: nodegraft access grant, or leave `access: ensure` in the spec");
     } else if waited == WAITING_FOR_CERTIFICATE {
         "the request is approved, but nobody signs it: is kube-controller-manager up, with --cluster-signing-cert-file and --cluster-signing-key-file?".to_owned()
     } else if all.contains("x509") || all.contains("certificate signed by unknown authority") {
@@ -265,12 +284,12 @@ async fn stuck(on: &NodeRun, session: &Session, token: &Token, waited: &str) -> 
     } else {
         format!("read on: nodegraft exec {} -- journalctl -u kubelet", on.node.name)
     };
-    Error::new(format!("the node did not join within {} s: {waited}", on.node.deadlines.join.as_secs()))
-        .with_detail(std::iter::once("the kubelet's last lines:".to_owned()).chain(log.into_iter().map(|line| format!("  {line}"))))
-        .with_help(help)
+    error.with_help(help)
 }
 
+/// The kubelet's last errors; an old one repeats `node not found` ten times a second, which helps nobody.
 async fn kubelet_log(session: &Session) -> Vec<String> {
-    let log = session.output("journalctl -u kubelet -n 12 --no-pager -o cat 2>/dev/null", SHORT).await.unwrap_or_default();
-    log.lines().map(|line| line.chars().take(300).collect()).collect()
+    let errors = "journalctl -u kubelet -n 1000 --no-pager -o cat 2>/dev/null | grep -E '^[EF][0-9]{4} |[Ee]rror|panic' | grep -v 'not found$' | tail -n 8 || true";
+    let log = session.output(errors, SHORT).await.unwrap_or_default();
+    log.lines().map(|line| line.chars().take(400).collect()).collect()
 }

@@ -36,11 +36,7 @@ kubelet --version
 mkdir -p /etc/systemd/system/kubelet.service.d /var/lib/kubelet /etc/kubernetes/manifests /etc/kubernetes/pki
 {# The join starts it, when access and token exist: a kubelet started earlier sits in its back-off. -#}
 cat > /etc/systemd/system/kubelet.service.d/10-nodegraft.conf <<'DROPIN'
-[Service]
-ExecStart=
-ExecStart=/usr/bin/kubelet {% for flag in kubelet.flags %}\
-  {{ flag }} {% endfor %}
-DROPIN
+{% include "common/kubelet-dropin.conf" %}DROPIN
 cat > /var/lib/kubelet/config.yaml <<'CONFIG'
 {% include "common/kubelet-config.yaml" %}
 CONFIG

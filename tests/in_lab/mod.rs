@@ -1,6 +1,8 @@
 //! Tests against the real thing: libvirtd, guests, sshd, API servers. Each has a cluster name and addresses of its own,
 //! so they run side by side. What is true is asked of libvirt, the guest and the API server.
 
+mod centos7;
+mod chapters;
 mod refusals;
 mod roads;
 mod troubles;
@@ -58,7 +60,7 @@ impl World {
             "version: 1\n\
              cluster:\n  name: {name}\n  kubeconfig: {}\n\
              host:\n  uri: {}\n  pool: kvmimage\n  network: {{bridge: br0}}\n  disk_cache: unsafe\n\
-             defaults:\n  template: {template}.qcow2\n  profile: {profile}\n  cpus: 2\n  memory: 2GiB\n  disk: 8GiB\n  \
+             defaults:\n  template: {template}.qcow2\n  profile: {profile}\n  cpus: 1\n  memory: 2GiB\n  disk: 8GiB\n  \
              gateway: 192.168.3.1\n  dns: [192.168.3.1]\n  deadlines: {{boot: 10m, login: 10m, join: 10m, ready: 10m}}\n  \
              kubelet:\n    version: {}\n    url: http://192.168.3.1/kubernetes/{version}/kubelet\n    sha256: {}\n\
              nodes:\n{}",
