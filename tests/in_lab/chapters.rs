@@ -154,8 +154,8 @@ fn a_drain_respects_disruption_budgets() {
         });
         kubectl(version, &["create", "--validate=false", "-f", file.to_str().unwrap()]);
         for name in ["free", "kept", "daemon"] {
-            let status = format!("{{\"status\":{{\"phase\":\"Running\",\"conditions\":[{{\"type\":\"Ready\",\"status\":\"True\"}}]}}}}");
-            patch_status(version, name, &status);
+            let status = r#"{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#;
+            patch_status(version, name, status);
         }
         eventually(Duration::from_secs(60), "the budget to be counted", || {
             let budget = kubectl(version, &["get", "--raw", &format!("/apis/{policy}/namespaces/default/poddisruptionbudgets/keep")]);
