@@ -100,3 +100,39 @@ fn parse(node: &KubeNode) -> Node {
         labels: node.metadata.labels.clone().unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(ready: bool, message: &str) -> Node {
+        Node {
+            name: "n1".into(),
+            ready,
+            message: message.into(),
+            machine_id: "abc".into(),
+            address: None,
+            kubelet: String::new(),
+            runtime: String::new(),
+            owner: Some(("homelab".into(), "n1".into())),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_missing_network_plugin_is_told_from_other_reasons() {
+        // What the kubelets of 1.18 and of 1.35 say.
+        assert!(node(false, "runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:docker: network plugin is not ready: cni config uninitialized").lacks_network());
+        assert!(node(false, "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:Network plugin returns error: cni plugin not initialized").lacks_network());
+        assert!(!node(false, "PLEG is not healthy").lacks_network());
+        assert!(!node(true, "cni").lacks_network());
+    }
+
+    #[test]
+    fn a_node_is_ours_by_its_machine_id_or_by_our_annotation() {
+        assert!(node(true, "").belongs_to("other", "n2", "abc"));
+        assert!(node(true, "").belongs_to("homelab", "n1", "xyz"));
+        assert!(!node(true, "").belongs_to("homelab", "n2", "xyz"));
+        assert!(!Node { machine_id: String::new(), owner: None, ..node(true, "") }.belongs_to("homelab", "n1", "abc"));
+    }
+}

@@ -133,7 +133,8 @@ fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
         fs::write(root.join("calls"), "").unwrap();
         for step in steps {
             fs::write(root.join("tmp/step.sh"), &step.script).unwrap();
-            let output = Command::new("chroot").arg(root).args(["/bin/bash", "/tmp/step.sh"]).env("PATH", "/bin").output().unwrap();
+            let output =
+                Command::new("chroot").arg(root).args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"]).output().unwrap();
             assert!(output.status.success(), "run {round} of {}: {}", step.name, text(&output));
         }
         calls.push(read("calls"));

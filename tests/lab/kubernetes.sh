@@ -4,14 +4,15 @@ kubernetes_bin() { echo "$LAB_CACHE/kubernetes/$1"; }
 
 # kubernetes_build VERSION: leaves kube-apiserver, kube-controller-manager and kubelet in the cache.
 kubernetes_build() {
-  local version=$1 bin
+  local version=$1 bin recipe
   bin=$(kubernetes_bin "$version")
-  [[ -f $bin/built ]] && return
+  recipe=$(cat "$LAB_SOURCE/kubernetes/$version"/* | sha256sum)
+  [[ $(cat "$bin/built" 2>/dev/null) == "$recipe" ]] && return
   case $version in
     v1.18.*) timed "Kubernetes $version: generate openapi" kubernetes_openapi "$version" ;;
   esac
   timed "Kubernetes $version: compile (several minutes, once)" kubernetes_compile "$version"
-  touch "$bin/built"
+  echo "$recipe" >"$bin/built"
 }
 
 # Runs a command in the version's little module with the Go that this version needs.
@@ -47,7 +48,7 @@ kubernetes_compile() {
 # kubelet_package VERSION IMAGE: the kubelet as the Debian package that a cluster's own repository would have.
 kubelet_package() {
   local version=$1 served=$LAB_CACHE/served/$2 root
-  [[ -f $served/kubelet_${version#v}_amd64.deb ]] && return
+  [[ $served/kubelet_${version#v}_amd64.deb -nt $(kubernetes_bin "$version")/kubelet ]] && return
   root=$LAB_CACHE/package.$version
   mkdir -p "$root/DEBIAN" "$root/usr/bin" "$root/lib/systemd/system"
   cp "$(kubernetes_bin "$version")/kubelet" "$root/usr/bin/kubelet"

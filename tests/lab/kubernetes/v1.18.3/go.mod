@@ -1,6 +1,7 @@
 // The lab's Kubernetes 1.18.3, built from the Go module of that name with Debian's Go 1.19.
 // Upstream's whole replace block is kept, because its requirements no longer resolve without it;
-// staging modules are published on their own as v0.18.3; the domain of vbom.ml is gone.
+// staging modules are published on their own as v0.18.3; the domain of vbom.ml is gone, and
+// reflect2 1.0.1 reads maps in a way that Go 1.18 ended: the API server would crash on an empty one.
 module nodegraft/lab/kubernetes
 
 go 1.13
@@ -239,7 +240,7 @@ replace (
 	github.com/mitchellh/go-wordwrap => github.com/mitchellh/go-wordwrap v1.0.0
 	github.com/mitchellh/mapstructure => github.com/mitchellh/mapstructure v1.1.2
 	github.com/modern-go/concurrent => github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd
-	github.com/modern-go/reflect2 => github.com/modern-go/reflect2 v1.0.1
+	github.com/modern-go/reflect2 => github.com/modern-go/reflect2 v1.0.2
 	github.com/mohae/deepcopy => github.com/mohae/deepcopy v0.0.0-20170603005431-491d3605edfb
 	github.com/morikuni/aec => github.com/morikuni/aec v1.0.0
 	github.com/mozilla/tls-observatory => github.com/mozilla/tls-observatory v0.0.0-20180409132520-8791a200eb40
