@@ -146,7 +146,7 @@ fn refused_logins(world: &World, ip: &str) {
     assert_eq!(other.code, 5);
     let told = other.stderr.split("shows the host key SHA256:").nth(1).expect("both fingerprints are told");
     assert!(told.lines().next().unwrap().contains(", not SHA256:"), "{}", other.stderr);
-    world.guest(ip, "cp -a /root/ssh.kept/ssh_host_ed25519_key* /etc/ssh/ && systemctl restart ssh && mv /root/.ssh/authorized_keys /root/.ssh/kept && (sleep 15; mv /root/.ssh/kept /root/.ssh/authorized_keys) >/dev/null 2>&1 &");
+    world.guest(ip, "cp -a /root/ssh.kept/ssh_host_ed25519_key* /etc/ssh/ && systemctl restart ssh && mv /root/.ssh/authorized_keys /root/.ssh/kept; (sleep 25; mv /root/.ssh/kept /root/.ssh/authorized_keys) >/dev/null 2>&1 &");
     let refused = world.run(&["up"]);
     assert_eq!(refused.code, 5);
     assert!(refused.stderr.contains("refused the key SHA256:"), "{}", refused.stderr);
