@@ -60,7 +60,13 @@ impl Renderer for Bars {
                     self.show(&Some(row.name.clone()), "", "waiting");
                 }
             }
-            Event::StageStarted { node, stage } => self.show(node, stage, ""),
+            Event::StageStarted { node, stage } => {
+                // A node's time begins with its first stage, not while it waits for its turn.
+                if let Some(bar) = self.bars.get(node).filter(|bar| bar.position() == 0) {
+                    bar.reset_elapsed();
+                }
+                self.show(node, stage, "");
+            }
             Event::Progress { node, stage, detail } => self.show(node, stage, detail),
             Event::StageFinished { node, stage, outcome, detail, .. } => {
                 if let Some(bar) = self.bars.get(node) {
@@ -88,10 +94,9 @@ impl Renderer for Bars {
                 self.print(&lines::text(event, self.width).unwrap_or_default())
             }
             Event::RunFinished { .. } => {
-                for bar in self.bars.values().filter(|bar| !bar.is_finished()) {
-                    bar.finish_and_clear();
-                }
+                // The summary takes the bars' place.
                 self.print(&format!("\n{}{}", self.summary.text(), lines::text(event, self.width).unwrap_or_default()));
+                let _ = self.all.clear();
             }
         }
     }
@@ -100,7 +105,8 @@ impl Renderer for Bars {
 impl Bars {
     fn finish(&self, subject: &Subject, message: &str) {
         if let Some(bar) = self.bars.get(subject) {
-            bar.finish_with_message(message.to_owned());
+            // Where it stands stays as it is: a node that stopped half-way shows half a bar.
+            bar.abandon_with_message(message.to_owned());
         }
     }
 }

@@ -100,7 +100,7 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
                 ("up", 0, 0) => format!("nothing to do: {} as the spec says ({seconds:.1} s)\n", are(*unchanged)),
                 ("up", _, 0) => format!("{} Ready in {seconds:.1} s\n", are(done + unchanged)),
                 ("down", 0, 0) => format!("nothing to remove ({seconds:.1} s)\n"),
-                ("down", _, 0) => format!("{} gone after {seconds:.1} s\n", are(done + unchanged)),
+                ("down", _, 0) => format!("{} gone after {seconds:.1} s\n", are(*done)),
                 _ => {
                     let parts = [(failed, "failed"), (stopped, "stopped"), (done, "done"), (unchanged, "unchanged")];
                     let parts: Vec<String> = parts.iter().filter(|(n, _)| **n > 0).map(|(n, word)| format!("{n} {word}")).collect();
