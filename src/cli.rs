@@ -45,6 +45,8 @@ pub enum Command {
     Status(SpecArgs),
     /// Check this host and cluster, and say how to mend each finding
     Doctor(Doctor),
+    /// Make one VM: asks on a terminal what the flags leave open
+    Create(Box<Create>),
     /// Bootstrap tokens: generate, create, list, delete
     #[command(subcommand)]
     Token(Token),
@@ -251,6 +253,97 @@ pub struct Plan {
     /// Print every rendered file too, secrets excepted
     #[arg(long)]
     pub show: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Its name
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// Its disk, in G or with a unit
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
+
+    /// Its memory, in M or with a unit
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+
+    /// Its virtual CPUs
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+
+    /// Its address, with or without a prefix length
+    #[arg(long)]
+    pub address: Option<String>,
+
+    /// The netmask, where the address has no prefix length
+    #[arg(long)]
+    pub netmask: Option<String>,
+
+    /// The default gateway
+    #[arg(long)]
+    pub gateway: Option<String>,
+
+    /// The DNS server
+    #[arg(long)]
+    pub dns: Option<String>,
+
+    /// The template volume to clone
+    #[arg(long, value_name = "VOLUME")]
+    pub template: Option<String>,
+
+    /// libvirt
+    #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
+    pub uri: String,
+
+    /// The pool of the template and of the clone
+    #[arg(long, default_value = "default")]
+    pub pool: String,
+
+    /// A bridge of the host to plug it into
+    #[arg(long, conflicts_with = "network")]
+    pub bridge: Option<String>,
+
+    /// A libvirt network to plug it into [default: default]
+    #[arg(long)]
+    pub network: Option<String>,
+
+    /// The cluster's name in marks and volume names
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub cluster_name: String,
+
+    /// Take the defaults and ask nothing that has one
+    #[arg(short, long)]
+    pub yes: bool,
+
+    /// Remove what this run made if it fails
+    #[arg(long)]
+    pub undo: bool,
+
+    /// Print the spec it amounts to, and make nothing
+    #[arg(long)]
+    pub print_spec: bool,
+
+    /// Go on with steps and join
+    #[arg(long)]
+    pub join: bool,
+
+    /// With --join: the cluster
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG", default_value = "~/.kube/config")]
+    pub kubeconfig: String,
+
+    /// With --join: the steps
+    #[arg(long)]
+    pub profile: Option<String>,
+
+    /// With --join: the kubelet's version
+    #[arg(long, value_name = "VERSION")]
+    pub kubelet: Option<String>,
+
+    /// With --join: its package
+    #[arg(long, value_name = "PACKAGE")]
+    pub kubelet_package: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -52,6 +52,7 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
         Command::Plan(args) => commands::plan::run(args, setting),
         Command::Status(args) => commands::status::run(args, setting).await,
         Command::Doctor(args) => commands::doctor::run(args, setting).await,
+        Command::Create(args) => commands::create::run(args, setting).await,
         Command::Token(command) => commands::token::run(command, setting).await,
         Command::Access(command) => commands::access::run(command, setting).await,
         Command::Kubeconfig(command) => commands::kubeconfig::run(command, setting).await,

@@ -28,7 +28,8 @@ pub struct Plan {
 #[derive(Debug, Clone)]
 pub struct Cluster {
     pub name: String,
-    pub source: ClusterSource,
+    /// `None` for machines that join nothing.
+    pub source: Option<ClusterSource>,
     /// Overrides the kubeconfig's server in what guests are given.
     pub server: Option<String>,
     pub access: spec::Access,
@@ -49,7 +50,7 @@ impl Cluster {
     pub fn of_kubeconfig(path: &str, context: Option<String>) -> Self {
         Self {
             name: "default".into(),
-            source: ClusterSource::Kubeconfig { path: path.to_owned(), context },
+            source: Some(ClusterSource::Kubeconfig { path: path.to_owned(), context }),
             server: None,
             access: spec::Access::default(),
         }
@@ -149,8 +150,9 @@ impl Plan {
                 .with_exit(Exit::Refused));
         }
         let source = match (&spec.cluster.kubeconfig, &spec.cluster.control_plane) {
-            (Some(path), _) => ClusterSource::Kubeconfig { path: path.clone(), context: spec.cluster.context.clone() },
-            (None, Some(host)) => ClusterSource::ControlPlane(host.value.clone()),
+            _ if !spec.cluster.join => None,
+            (Some(path), _) => Some(ClusterSource::Kubeconfig { path: path.clone(), context: spec.cluster.context.clone() }),
+            (None, Some(host)) => Some(ClusterSource::ControlPlane(host.value.clone())),
             (None, None) => return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused)),
         };
         let nodes = spec
@@ -181,8 +183,10 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
     let net = spec::parse_address(&node.address.value).map_err(&refused)?;
     let cluster = &spec.cluster.name.value;
     let name = &node.name.value;
-    let profile_name = own.profile.or(defaults.profile).ok_or_else(|| refused(format!("node {name} has no profile")))?;
-    let profile = Profile::load(profile_name, templates)?;
+    let profile = match own.profile.or(defaults.profile) {
+        Some(profile) => Profile::load(profile, templates)?,
+        None => Profile::empty(),
+    };
     let mut labels = defaults.labels.clone();
     labels.extend(own.labels.clone());
     let mut planned = Node {

@@ -24,6 +24,11 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// For machines that are left as they booted.
+    pub fn empty() -> Self {
+        Self { name: "none".into(), description: "no steps".into(), runtime: Runtime::Containerd, steps: Vec::new(), vars: BTreeMap::new() }
+    }
+
     pub fn load(name: &str, templates: &Templates) -> Result<Self> {
         let path = format!("{name}/profile.yaml");
         let Some(text) = templates.text(&path) else {

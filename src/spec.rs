@@ -41,6 +41,13 @@ pub struct Cluster {
     pub server: Option<String>,
     #[serde(default)]
     pub access: Access,
+    /// False for machines that are made and left there: no kubeconfig, no Join, no Ready.
+    #[serde(default = "yes")]
+    pub join: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What may be done so that our tokens are allowed to ask for a certificate.
@@ -336,10 +343,10 @@ impl Spec {
                 "both `kubeconfig` and `control_plane` are given".into(),
                 "keep one: a kubeconfig on this machine, or a host to read admin.conf from",
             ),
-            (None, None) => problem(
+            (None, None) if self.cluster.join => problem(
                 self.cluster.name.referenced,
                 "the cluster has neither `kubeconfig` nor `control_plane`".into(),
-                "add `kubeconfig: ~/.kube/config`, or `control_plane: root@192.168.3.101`",
+                "add `kubeconfig: ~/.kube/config`, or `control_plane: root@192.168.3.101`, or `join: false` for machines only",
             ),
             _ => {}
         }
@@ -431,9 +438,10 @@ impl Spec {
                 "write six pairs of hex digits, for example 52:54:00:12:34:56, quoted",
             );
         }
-        for (key, present) in
-            [("template", own.template.or(defaults.template).is_some()), ("profile", own.profile.or(defaults.profile).is_some())]
-        {
+        for (key, present) in [
+            ("template", own.template.or(defaults.template).is_some()),
+            ("profile", own.profile.or(defaults.profile).is_some() || !self.cluster.join),
+        ] {
             if !present {
                 problem(
                     node.name.referenced,

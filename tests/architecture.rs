@@ -77,6 +77,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("k8s_openapi", &["cluster"]),
     ("fatfs", &["seed.rs"]),
     ("indicatif", &["ui"]),
+    ("dialoguer", &["ui"]),
     ("tera", &["template.rs"]),
     ("clap", &["cli.rs", "main.rs"]),
 ];

@@ -130,3 +130,42 @@ fn help_fits_the_screen_and_completions_are_made() {
     }
     assert!(run(GOOD, &["completions", "bash"]).stdout.contains("nodegraft"));
 }
+
+const CREATE: [&str; 13] = [
+    "create",
+    "--print-spec",
+    "--template",
+    "t.qcow2",
+    "--name",
+    "n1",
+    "--address",
+    "192.168.3.104/24",
+    "--disk",
+    "40",
+    "--memory",
+    "4096",
+    "--yes",
+];
+
+#[test]
+fn create_prints_the_spec_it_amounts_to() {
+    let ran = run(GOOD, &CREATE);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let spec = nodegraft::spec::Spec::parse(&ran.stdout, "printed").unwrap();
+    assert_eq!(spec.nodes[0].memory.as_ref().unwrap().value.0, 4 << 30);
+    assert_eq!(spec.nodes[0].gateway.as_ref().unwrap().value.to_string(), "192.168.3.1");
+    assert!(!spec.cluster.join);
+    let joined = run(GOOD, &[&CREATE[..], &["--join", "--profile", "debian-containerd", "--kubelet", "1.35.4"]].concat());
+    assert!(nodegraft::spec::Spec::parse(&joined.stdout, "printed").unwrap().cluster.join, "{}", joined.stderr);
+}
+
+#[test]
+fn create_without_a_terminal_names_the_flag_it_misses() {
+    let without_yes = &CREATE[..CREATE.len() - 1];
+    let ran = run(GOOD, without_yes);
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert!(ran.stderr.contains("--cpus is missing"), "{}", ran.stderr);
+    let wrong = run(GOOD, &[&CREATE[..], &["--gateway", "10.0.0.1"]].concat());
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.stderr.contains("--gateway 10.0.0.1: it must be another address in 192.168.3.0/24"), "{}", wrong.stderr);
+}

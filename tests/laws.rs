@@ -167,7 +167,7 @@ async fn node_run(dir: &std::path::Path) -> NodeRun {
     std::fs::write(&own, nodegraft::keys::generate("laws").unwrap().private.unwrap()).unwrap();
     let run = Run {
         host: Host::open(&format!("test://{}/host.xml", dir.display())).await.unwrap(),
-        cluster: Cluster::connect(&api_server(), "the test", None).await.unwrap(),
+        cluster: Some(Cluster::connect(&api_server(), "the test", None).await.unwrap()),
         key: state.login_key(own.to_str()).unwrap(),
         state,
         plan,
@@ -183,7 +183,7 @@ async fn volume_keeps_the_laws_of_a_stage() {
     // A full copy needs a resize, which the driver lacks.
     let dir = tempfile::tempdir().unwrap();
     let on = node_run(dir.path()).await;
-    let stage = &node_stages()[0];
+    let stage = &node_stages(true)[0];
     let report = Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, stage.name());
     let volumes = async || on.run.host.volume_names("kvmimage").await.unwrap();
     // Check changes nothing and says Needed; undo of nothing is Absent.
@@ -206,7 +206,7 @@ async fn volume_keeps_the_laws_of_a_stage() {
 async fn a_volume_with_overlays_on_it_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let on = node_run(dir.path()).await;
-    let stage = &node_stages()[0];
+    let stage = &node_stages(true)[0];
     let report = Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, stage.name());
     stage.apply(&on, &report).await.unwrap();
     let base = on.run.host.volume("kvmimage", &on.node.volume).await.unwrap().unwrap();

@@ -83,6 +83,7 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
         },
         None => plan::Cluster::of_kubeconfig(&std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()), None),
     };
+    let Some(source) = source.source else { return vec![Finding::good("the spec joins no cluster")] };
     match open_cluster(&source).await {
         Ok(cluster) => preflight::cluster(&cluster).await.unwrap_or_else(|error| vec![bad(&error)]),
         Err(error) => vec![bad(&error)],

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures_util::StreamExt;
 
+use super::up::joins;
 use super::{Setting, open};
 use crate::cli;
 use crate::error::{Exit, Result, one_line};
@@ -26,7 +27,11 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     setting.events.send(Event::RunStarted {
         command: "down".into(),
         cluster: run.plan.cluster.name.clone(),
-        run_stages: if whole { backward(run_stages().iter().map(|stage| stage.name().to_owned()).collect()) } else { Vec::new() },
+        run_stages: if whole {
+            backward(run_stages(joins(&run)).iter().map(|stage| stage.name().to_owned()).collect())
+        } else {
+            Vec::new()
+        },
         nodes: super::up::rows(&run.plan).into_iter().map(|row| NodeRow { name: row.name, stages: backward(row.stages) }).collect(),
     });
     let walks = run.plan.nodes.iter().map(|node| remove(Arc::clone(&run), node.clone(), setting));
@@ -34,7 +39,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let mut failed = results.iter().filter(|result| **result == NodeResult::Failed).count();
     // The binding serves every node of the cluster: it goes with the last of them.
     if whole && failed == 0 && !others_remain(&run).await? {
-        let stages = run_stages();
+        let stages = run_stages(joins(&run));
         let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
         failed += walk.backward(|_| true).await.len();
     }
@@ -55,7 +60,7 @@ async fn remove(run: Arc<Run>, node: Node, setting: &Setting) -> NodeResult {
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
     let existed = node_run.exists().await;
-    let stages = node_stages();
+    let stages = node_stages(joins(&node_run.run));
     let walk =
         Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let errors = walk.backward(|_| true).await;

@@ -1,6 +1,7 @@
 //! One file per command. Each tells its story: load the spec, plan, open the rooms, walk the list.
 
 pub mod access;
+pub mod create;
 pub mod doctor;
 pub mod down;
 pub mod kubeconfig;
@@ -64,7 +65,10 @@ pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
         .login_key(plan.ssh_key.as_deref())
         .map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
     let host = Host::open(&plan.host.uri).await?;
-    let cluster = open_cluster(&plan.cluster).await?;
+    let cluster = match &plan.cluster.source {
+        Some(source) => Some(open_cluster(source).await?),
+        None => None,
+    };
     let mut authorized_keys = vec![key.public.clone()];
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
@@ -78,12 +82,15 @@ pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
         None => PlannedCluster::of_kubeconfig(args.kubeconfig.as_deref().unwrap_or("~/.kube/config"), args.context.clone()),
     };
-    open_cluster(&planned).await
+    let source = planned
+        .source
+        .ok_or_else(|| Error::new("this spec joins no cluster").with_help("name one with --kubeconfig").with_exit(Exit::Usage))?;
+    open_cluster(&source).await
 }
 
 /// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.
-pub async fn open_cluster(cluster: &PlannedCluster) -> Result<Cluster> {
-    match &cluster.source {
+pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
+    match source {
         ClusterSource::Kubeconfig { path, context } => {
             let file = expand_home(path);
             let text = std::fs::read_to_string(&file)

@@ -15,6 +15,7 @@ struct Shown<'a> {
     cluster: &'a str,
     host: &'a str,
     pool: &'a str,
+    joins: bool,
     nodes: Vec<ShownNode<'a>>,
 }
 
@@ -34,7 +35,8 @@ pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
         let files = if args.show { files(&plan, node)? } else { Vec::new() };
         nodes.push(ShownNode { node, stages: story(&plan, node), files });
     }
-    let shown = Shown { cluster: &plan.cluster.name, host: &plan.host.uri, pool: &plan.host.pool, nodes };
+    let shown =
+        Shown { cluster: &plan.cluster.name, host: &plan.host.uri, pool: &plan.host.pool, joins: plan.cluster.source.is_some(), nodes };
     match setting.output {
         Output::Json | Output::Yaml => ui::print_data(&shown, setting.output)?,
         Output::Text => ui::print(&text(&shown))?,
@@ -72,6 +74,7 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
         ("Ready", format!("the Node is Ready within {} s", node.deadlines.ready.as_secs())),
     ]
     .into_iter()
+    .filter(|(stage, _)| plan.cluster.source.is_some() || !["Join", "Ready"].contains(stage))
     .map(|(stage, what)| (stage.to_owned(), what))
     .collect()
 }
@@ -103,7 +106,9 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
 fn text(shown: &Shown<'_>) -> String {
     let mut text = format!("cluster {}, host {}, pool {}\n", shown.cluster, shown.host, shown.pool);
     text.push_str("\n  Preflight  pool, network, templates, space, names and addresses are as they must be\n");
-    text.push_str("  Access     tokens may ask for certificates; binds our own group if nothing else lets them\n");
+    if shown.joins {
+        text.push_str("  Access     tokens may ask for certificates; binds our own group if nothing else lets them\n");
+    }
     for node in &shown.nodes {
         text.push_str(&format!("\n{}\n", node.node.name));
         for (stage, what) in &node.stages {

@@ -25,10 +25,13 @@ struct Row {
 pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
     let plan = setting.plan(args)?;
     let host = Host::open(&plan.host.uri).await?;
-    let cluster = open_cluster(&plan.cluster).await?;
+    let cluster = match &plan.cluster.source {
+        Some(source) => Some(open_cluster(source).await?),
+        None => None,
+    };
     let mut rows = Vec::new();
     for node in &plan.nodes {
-        rows.push(row(&plan, node, &host, &cluster).await?);
+        rows.push(row(&plan, node, &host, cluster.as_ref()).await?);
     }
     if args.nodes.is_empty() {
         rows.extend(strays(&plan, &host).await?);
@@ -47,7 +50,7 @@ pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn row(plan: &Plan, node: &Node, host: &Host, cluster: &crate::cluster::Cluster) -> Result<Row> {
+async fn row(plan: &Plan, node: &Node, host: &Host, cluster: Option<&crate::cluster::Cluster>) -> Result<Row> {
     let mut notes = Vec::new();
     let domain = match host.domain(&node.name).await? {
         None => "absent",
@@ -70,7 +73,12 @@ async fn row(plan: &Plan, node: &Node, host: &Host, cluster: &crate::cluster::Cl
             _ => "not ours",
         },
     };
-    let kubernetes = match cluster.node(&node.name).await? {
+    let found = match cluster {
+        Some(cluster) => cluster.node(&node.name).await?,
+        None => None,
+    };
+    let kubernetes = match found {
+        None if cluster.is_none() => "-".to_owned(),
         None => "absent".to_owned(),
         Some(found) => {
             if !found.belongs_to(&plan.cluster.name, &node.name, &node.machine_id) {

@@ -1,5 +1,6 @@
 //! `up`: every node through the whole list, several at a time, each independent of the others' failures.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,6 @@ use crate::spec::Access;
 use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
-    let begun = Instant::now();
     let mut plan = setting.plan(&args.spec)?;
     plan.cluster.access = match args.access {
         None => plan.cluster.access,
@@ -23,26 +23,32 @@ pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
         Some(AccessMode::Require) => Access::Require,
         Some(AccessMode::None) => Access::None,
     };
+    run_plan(plan, args.parallel, args.on_failure, &args.spec.file, setting).await
+}
+
+/// Brings a plan's nodes up. `file` is where its spec is, for what to do next.
+pub async fn run_plan(plan: Plan, parallel: u16, on_failure: OnFailure, file: &Path, setting: &Setting) -> Result<Exit> {
+    let begun = Instant::now();
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let run = open(plan, Drain::No).await?;
     setting.events.send(Event::RunStarted {
-        command: "up".into(),
+        command: story(&run).into(),
         cluster: run.plan.cluster.name.clone(),
-        run_stages: run_stages().iter().map(|stage| stage.name().to_owned()).collect(),
+        run_stages: run_stages(joins(&run)).iter().map(|stage| stage.name().to_owned()).collect(),
         nodes: rows(&run.plan),
     });
     prepare(&run, setting).await?;
-    let walks = run.plan.nodes.iter().map(|node| graft(Arc::clone(&run), node.clone(), args.on_failure, setting));
-    let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(args.parallel)).collect().await;
+    let walks = run.plan.nodes.iter().map(|node| graft(Arc::clone(&run), node.clone(), on_failure, setting));
+    let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(parallel)).collect().await;
     let count = |wanted| results.iter().filter(|result| **result == wanted).count();
     setting.events.send(Event::RunFinished {
-        command: "up".into(),
+        command: story(&run).into(),
         done: count(NodeResult::Done),
         unchanged: count(NodeResult::Unchanged),
         failed: count(NodeResult::Failed),
         stopped: count(NodeResult::Interrupted),
         seconds: begun.elapsed().as_secs_f64(),
-        next: next_steps(&run, &results, args),
+        next: next_steps(&run, &results, file),
     });
     Ok(if setting.stop.is_cancelled() {
         Exit::Interrupted
@@ -53,14 +59,24 @@ pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     })
 }
 
+/// What the run is called in its events: machines that join nothing are only created.
+fn story(run: &Run) -> &'static str {
+    if joins(run) { "up" } else { "create" }
+}
+
+/// Whether these machines join a cluster.
+pub(super) fn joins(run: &Run) -> bool {
+    run.cluster.is_some()
+}
+
 pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
-    let stages: Vec<String> = node_stages().iter().map(|stage| stage.name().to_owned()).collect();
+    let stages: Vec<String> = node_stages(plan.cluster.source.is_some()).iter().map(|stage| stage.name().to_owned()).collect();
     plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages.clone() }).collect()
 }
 
 /// What is true for all nodes, before any of them is touched.
 async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
-    let stages = run_stages();
+    let stages = run_stages(joins(run));
     let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
@@ -73,7 +89,7 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
     let begun = Instant::now();
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
-    let stages = node_stages();
+    let stages = node_stages(joins(&node_run.run));
     let walk =
         Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let Walked { applied, result } = walk.forward().await;
@@ -98,8 +114,8 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
     result
 }
 
-fn next_steps(run: &Run, results: &[NodeResult], args: &cli::Up) -> Vec<String> {
-    let file = args.spec.file.display();
+fn next_steps(run: &Run, results: &[NodeResult], file: &Path) -> Vec<String> {
+    let file = file.display();
     let failed = results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted));
     if failed {
         return vec![

@@ -31,7 +31,7 @@ impl Stage<Run> for Access {
             return Ok(Check::Done("not looked at, as the spec says".into()));
         }
         let group = on.plan.cluster.group();
-        if on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+        if on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             return Ok(Check::Done("tokens may ask for certificates".into()));
         }
         if on.plan.cluster.access == spec::Access::Require {
@@ -42,16 +42,16 @@ impl Stage<Run> for Access {
 
     async fn apply(&self, on: &Run, report: &Reporter) -> Result<()> {
         let group = on.plan.cluster.group();
-        if !on.cluster.may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
+        if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
             return Err(missing(&group));
         }
-        on.cluster
+        on.cluster()
             .bind(&Binding::of_cluster(&on.plan.cluster.name, group.clone()))
             .await
             .map_err(|error| missing(&group).because(error))?;
         // The authorizer learns of a binding a moment after it was made.
         let until = Instant::now() + Duration::from_secs(20);
-        while !on.cluster.may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+        while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             if Instant::now() > until {
                 return Err(Error::new(format!(
                     "the binding {} was made, but does not work after 20 s",
@@ -67,7 +67,7 @@ impl Stage<Run> for Access {
 
     async fn undo(&self, on: &Run, _: &Reporter) -> Result<Undone> {
         let name = binding_name(&on.plan.cluster.name);
-        Ok(if on.cluster.unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
+        Ok(if on.cluster().unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
     }
 }
 

@@ -38,7 +38,7 @@ impl Stage<NodeRun> for Join {
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
         let cluster = &on.run.plan.cluster.name;
-        let Some(node) = on.run.cluster.node(&on.node.name).await? else { return Ok(Check::Needed("it is not a Node yet".into())) };
+        let Some(node) = on.run.cluster().node(&on.node.name).await? else { return Ok(Check::Needed("it is not a Node yet".into())) };
         if !node.belongs_to(cluster, &on.node.name, &on.node.machine_id) {
             return Ok(Check::Conflict(taken(&on.node.name, node.address.as_deref())));
         }
@@ -54,7 +54,7 @@ impl Stage<NodeRun> for Join {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
-        let (cluster, name) = (&on.run.cluster, &on.node.name);
+        let (cluster, name) = (on.run.cluster(), &on.node.name);
         let session = on.session(SHORT).await.doing("logging in")?;
         if !has_identity(&session).await? {
             // The Node of a VM that is no more would keep the new one's kubelet from registering as itself.
@@ -72,8 +72,8 @@ impl Stage<NodeRun> for Join {
     async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
         let (run, name) = (&on.run, &on.node.name);
         let domain = on.domain().await?.is_some_and(|domain| is_ours(&domain, on));
-        let tokens = run.cluster.tokens_of(&run.plan.cluster.name, name).await?;
-        let node = run.cluster.node(name).await?;
+        let tokens = run.cluster().tokens_of(&run.plan.cluster.name, name).await?;
+        let node = run.cluster().node(name).await?;
         let joined = node.as_ref().is_some_and(|node| node.belongs_to(&run.plan.cluster.name, name, &on.node.machine_id));
         if !domain && !joined && tokens.is_empty() {
             // Whatever else bears this name is not ours.
@@ -85,17 +85,17 @@ impl Stage<NodeRun> for Join {
         }
         let mut removed = Vec::new();
         for id in tokens {
-            if run.cluster.delete_token(&id).await? {
+            if run.cluster().delete_token(&id).await? {
                 removed.push(format!("token {id}"));
             }
         }
         if node.is_some() && !joined {
             return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
         }
-        if run.cluster.delete_node(name).await? {
+        if run.cluster().delete_node(name).await? {
             removed.push(format!("Node {name}"));
         }
-        removed.extend(run.cluster.delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
+        removed.extend(run.cluster().delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
         Ok(if removed.is_empty() { Undone::Absent } else { Undone::Removed(removed.join(", ")) })
     }
 }
@@ -121,8 +121,8 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
     let (run, name) = (&on.run, &on.node.name);
     let cluster_name = &run.plan.cluster.name;
     reachable(on, session).await?;
-    for left in run.cluster.tokens_of(cluster_name, name).await? {
-        run.cluster.delete_token(&left).await?;
+    for left in run.cluster().tokens_of(cluster_name, name).await? {
+        run.cluster().delete_token(&left).await?;
     }
     let token = Token::generate()?;
     let groups = extra_groups(on);
@@ -135,9 +135,9 @@ async fn graft(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()>
         node: Some((cluster_name.clone(), name.clone())),
         ..Terms::default()
     };
-    run.cluster.create_token(&token, &terms).await?;
+    run.cluster().create_token(&token, &terms).await?;
     let joined = with_token(on, session, &token, report).await;
-    let deleted = run.cluster.delete_token(&token.id).await;
+    let deleted = run.cluster().delete_token(&token.id).await;
     let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
     deleted?;
@@ -156,7 +156,7 @@ fn extra_groups(on: &NodeRun) -> Vec<String> {
 async fn may(on: &NodeRun, user: &str, right: Right) -> Result<bool> {
     let extra = extra_groups(on);
     let groups: Vec<&str> = std::iter::once(BOOTSTRAPPERS).chain(extra.iter().map(String::as_str)).collect();
-    on.run.cluster.may(user, &groups, right).await
+    on.run.cluster().may(user, &groups, right).await
 }
 
 /// The guest can reach the API server: the commonest fault, and the kubelet would only log about it.
@@ -174,16 +174,16 @@ async fn reachable(on: &NodeRun, session: &Session) -> Result<()> {
 }
 
 fn server(on: &NodeRun) -> &str {
-    on.run.plan.cluster.server.as_deref().unwrap_or(&on.run.cluster.server)
+    on.run.plan.cluster.server.as_deref().unwrap_or(&on.run.cluster().server)
 }
 
 async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Reporter) -> Result<()> {
     let (run, name) = (&on.run, &on.node.name);
     let script = run.plan.templates.render("join/reset.sh", &serde_json::json!({"node": &on.node}))?;
     let start = run.plan.templates.render("join/start.sh", &serde_json::json!({"node": &on.node}))?;
-    let kubeconfig = run.plan.bootstrap_kubeconfig(server(on), &run.cluster.ca_base64, &token.reveal())?;
+    let kubeconfig = run.plan.bootstrap_kubeconfig(server(on), &run.cluster().ca_base64, &token.reveal())?;
     session.output(&script, SHORT).await.doing("clearing an earlier membership")?;
-    session.write("/etc/kubernetes/pki/ca.crt", run.cluster.ca_pem.clone().into_bytes(), "0644", SHORT).await?;
+    session.write("/etc/kubernetes/pki/ca.crt", run.cluster().ca_pem.clone().into_bytes(), "0644", SHORT).await?;
     session.write(BOOTSTRAP, kubeconfig.into_bytes(), "0600", SHORT).await?;
     report.progress("starting the kubelet");
     session.output(&start, SHORT).await.doing("starting the kubelet")?;
@@ -198,9 +198,9 @@ async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Rep
     let issued = async {
         approve(on, token, &say).await?;
         say(WAITING_FOR_CERTIFICATE.into());
-        run.cluster.watch_csr(&token.user(), |csr| csr.state == State::Issued && csr.objection(&token.user(), name).is_none()).await?;
+        run.cluster().watch_csr(&token.user(), |csr| csr.state == State::Issued && csr.objection(&token.user(), name).is_none()).await?;
         say("waiting for the kubelet to register the Node".into());
-        run.cluster.watch_node(name, |_| true, |_| {}).await.map(drop)
+        run.cluster().watch_node(name, |_| true, |_| {}).await.map(drop)
     };
     match tokio::time::timeout_at(until, issued).await {
         Ok(result) => result,
@@ -214,7 +214,7 @@ async fn with_token(on: &NodeRun, session: &Session, token: &Token, report: &Rep
 /// Sees the one request approved: by whoever may, else by us.
 async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) -> Result<()> {
     let (run, name, user) = (&on.run, &on.node.name, token.user());
-    let csr = run.cluster.watch_csr(&user, |_| true).await?;
+    let csr = run.cluster().watch_csr(&user, |_| true).await?;
     if let Some(objection) = csr.objection(&user, name) {
         return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
             .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
@@ -222,14 +222,14 @@ async fn approve(on: &NodeRun, token: &Token, say: &(impl Fn(String) + Sync)) ->
     let others = may(on, &user, Right::ClientApproval).await?;
     if others && csr.state == State::Pending {
         say(format!("waiting for the controller manager to approve {}", csr.name));
-        let approved = run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending);
+        let approved = run.cluster().watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending);
         if let Ok(seen) = tokio::time::timeout(OTHERS, approved).await {
             return refuse_denied(seen?);
         }
     }
     say(format!("approving {}", csr.name));
-    run.cluster.approve_csr(&csr.name, &format!("node {name} of cluster {} joins", run.plan.cluster.name)).await?;
-    refuse_denied(run.cluster.watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending).await?)
+    run.cluster().approve_csr(&csr.name, &format!("node {name} of cluster {} joins", run.plan.cluster.name)).await?;
+    refuse_denied(run.cluster().watch_csr(&user, |seen| seen.name == csr.name && seen.state != State::Pending).await?)
 }
 
 fn refuse_denied(csr: crate::cluster::csr::Request) -> Result<()> {
@@ -242,7 +242,7 @@ fn refuse_denied(csr: crate::cluster::csr::Request) -> Result<()> {
 }
 
 async fn registered(on: &NodeRun, session: &Session, limit: Duration) -> Result<()> {
-    match tokio::time::timeout(limit, on.run.cluster.watch_node(&on.node.name, |_| true, |_| {})).await {
+    match tokio::time::timeout(limit, on.run.cluster().watch_node(&on.node.name, |_| true, |_| {})).await {
         Ok(node) => node.map(drop),
         Err(_) => Err(Error::new(format!("the kubelet did not register the Node within {} s", limit.as_secs()))
             .with_detail(kubelet_log(session).await)
@@ -256,7 +256,7 @@ async fn stuck(on: &NodeRun, session: &Session, token: &Token, waited: &str) -> 
     let log = kubelet_log(session).await;
     let all = log.join("\n").to_lowercase();
     let state = session.output("systemctl is-active kubelet || true", SHORT).await.unwrap_or_default();
-    let known = run.cluster.token_exists(&token.id).await.unwrap_or(true);
+    let known = run.cluster().token_exists(&token.id).await.unwrap_or(true);
     let allowed = may(on, &token.user(), Right::Request).await.unwrap_or(true);
     let error = Error::new(format!("the node did not join within {} s: {waited}", on.node.deadlines.join.as_secs()))
         .with_detail(std::iter::once("the kubelet's last lines:".to_owned()).chain(log.into_iter().map(|line| format!("  {line}"))));

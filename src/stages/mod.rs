@@ -31,30 +31,38 @@ use crate::plan::{self, HostKey, Mark, Plan};
 use crate::ssh::{Identity, OpenError, Session, Target, Trust};
 use crate::state::{LoginKey, StateDir};
 
-/// Once per run, in this order.
-pub fn run_stages() -> Vec<Box<dyn Stage<Run>>> {
-    vec![Box::new(preflight::Preflight), Box::new(access::Access)]
+/// Once per run, in this order. `join` is false for machines that join no cluster.
+pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Run>>> {
+    let mut stages: Vec<Box<dyn Stage<Run>>> = vec![Box::new(preflight::Preflight)];
+    if join {
+        stages.push(Box::new(access::Access));
+    }
+    stages
 }
 
 /// Once per node, in this order; `down` walks it backward.
-pub fn node_stages() -> Vec<Box<dyn Stage<NodeRun>>> {
-    vec![
+pub fn node_stages(join: bool) -> Vec<Box<dyn Stage<NodeRun>>> {
+    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![
         Box::new(volume::Volume),
         Box::new(seed::Seed),
         Box::new(domain::Domain),
         Box::new(boot::Boot),
         Box::new(login::Login),
         Box::new(steps::Steps),
-        Box::new(join::Join),
-        Box::new(ready::Ready),
-    ]
+    ];
+    if join {
+        stages.push(Box::new(join::Join));
+        stages.push(Box::new(ready::Ready));
+    }
+    stages
 }
 
 /// What all stages of a run share.
 pub struct Run {
     pub plan: Plan,
     pub host: Host,
-    pub cluster: Cluster,
+    /// `None` where nothing joins.
+    pub cluster: Option<Cluster>,
     pub state: StateDir,
     pub key: LoginKey,
     /// Public keys that guests let in.
@@ -62,6 +70,13 @@ pub struct Run {
     /// `kvm` or `qemu`: decided by Preflight.
     pub virt_type: OnceLock<String>,
     pub drain: Drain,
+}
+
+impl Run {
+    /// The cluster, for the stages that are in the list only where there is one.
+    fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().expect("Access, Join and Ready are not in the list of machines that join nothing")
+    }
 }
 
 /// Whether nodes are drained before they go.

@@ -35,9 +35,11 @@ impl Stage<Run> for Preflight {
 
     async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
         let mut findings = host(&on.host, &on.plan.host).await?;
-        findings.extend(cluster(&on.cluster).await?);
+        if let Some(found) = &on.cluster {
+            findings.extend(cluster(found).await?);
+        }
         if findings.iter().all(|finding| finding.state != State::Bad) {
-            findings.extend(nodes(&on.host, &on.cluster, &on.plan).await?);
+            findings.extend(nodes(&on.host, on.cluster.as_ref(), &on.plan).await?);
         }
         let _ = on.virt_type.set(virt_type(&on.host, on.plan.host.virt_type).await?.0);
         for finding in findings.iter().filter(|finding| finding.state == State::Doubtful) {
@@ -175,7 +177,7 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 }
 
 /// The nodes of a plan: templates, space, names, addresses.
-async fn nodes(host: &Host, cluster: &Cluster, plan: &Plan) -> Result<Vec<Finding>> {
+async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Vec<Finding>> {
     let mut findings = templates(host, plan).await?;
     for path in plan.nodes.iter().filter_map(|node| node.upload.as_ref()).map(|upload| &upload.file).collect::<BTreeSet<_>>() {
         findings.push(match std::fs::metadata(path) {
@@ -209,7 +211,8 @@ async fn nodes(host: &Host, cluster: &Cluster, plan: &Plan) -> Result<Vec<Findin
                 "give the node another address, or take that domain down first",
             ));
         }
-        if let Some(other) = cluster.node(&node.name).await?
+        if let Some(cluster) = cluster
+            && let Some(other) = cluster.node(&node.name).await?
             && !other.belongs_to(&plan.cluster.name, &node.name, &node.machine_id)
         {
             let error = taken(&node.name, other.address.as_deref());

@@ -22,7 +22,7 @@ impl Stage<NodeRun> for Ready {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        Ok(match on.run.cluster.node(&on.node.name).await? {
+        Ok(match on.run.cluster().node(&on.node.name).await? {
             Some(node) if node.ready => Check::Done(format!("{}, {}", node.kubelet, node.runtime)),
             Some(node) => Check::Needed(node.message),
             None => Check::Needed("the Node does not exist yet".into()),
@@ -31,7 +31,7 @@ impl Stage<NodeRun> for Ready {
 
     async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
         let last = Mutex::new(None);
-        let watch = on.run.cluster.watch_node(
+        let watch = on.run.cluster().watch_node(
             &on.node.name,
             |node| node.ready,
             |node| {
@@ -58,7 +58,7 @@ impl Stage<NodeRun> for Ready {
 
     /// Leaving begins with a drain: pods are evicted as their budgets allow, and nothing goes on before they are gone.
     async fn undo(&self, on: &NodeRun, report: &Reporter) -> Result<Undone> {
-        let (cluster, name) = (&on.run.cluster, &on.node.name);
+        let (cluster, name) = (on.run.cluster(), &on.node.name);
         let Drain::Within(limit) = on.run.drain else { return Ok(Undone::Absent) };
         let Some(node) = cluster.node(name).await? else { return Ok(Undone::Absent) };
         if !node.belongs_to(&on.run.plan.cluster.name, name, &on.node.machine_id) {

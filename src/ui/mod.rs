@@ -3,6 +3,7 @@
 
 mod bars;
 mod lines;
+pub mod prompt;
 mod summary;
 
 use std::io::{IsTerminal, Write};

@@ -210,3 +210,68 @@ fn patch_status(version: &str, pod: &str, status: &str) {
         ],
     );
 }
+
+/// Chapter 2, `create_vm.sh`: prompt by prompt on a pseudo-terminal. A wrong answer is asked for again.
+#[test]
+#[ignore = "needs the lab: make test"]
+fn create_asks_what_the_flags_leave_open() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    let world = World::new("default", NEW, &["{name: 192.168.3.153, address: 192.168.3.153/24}"], |spec| {
+        spec.replace("cluster:\n", "cluster:\n  join: false\n")
+    });
+    let uri = std::env::var("NODEGRAFT_LAB_URI").unwrap();
+    let line = format!("{} create --uri '{uri}' --pool kvmimage --bridge br0 --template debian13.qcow2", env!("CARGO_BIN_EXE_nodegraft"));
+    let mut child = Command::new("script")
+        .args(["-qfec", &line, "/dev/null"])
+        .env("HOME", world.dir.path())
+        .env("NODEGRAFT_STATE_DIR", world.dir.path().join("state"))
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut seen = String::new();
+    let mut wait_for = |words: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(words) {
+            let read = screen.read(&mut buffer).unwrap();
+            assert!(read > 0, "`{words}` never came:\n{seen}");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+        let end = seen.find(words).unwrap() + words.len();
+        seen.drain(..end).collect::<String>()
+    };
+    assert!(
+        wait_for("Name of the VM").contains("has the template debian13.qcow2"),
+        "pool and template are looked at first, and it says so"
+    );
+    let conversation = [
+        ("192.168.3.153\r", "Disk, in G"),
+        ("8\r", "Memory, in M"),
+        ("1024\r", "CPUs"),
+        ("none\r", "a number from 1 on"),
+        ("\u{15}1\r", "Address"),
+        ("\r", "Netmask"),
+        ("255.255.255.0\r", "Gateway"),
+        ("\r", "DNS server"),
+        ("\r", "Go on with this?"),
+    ];
+    for (answer, next) in conversation {
+        keys.write_all(answer.as_bytes()).unwrap();
+        let said = wait_for(next);
+        if next == "Go on with this?" {
+            assert!(said.contains("192.168.3.153/24") && said.contains("via: \"192.168.3.1\""), "the network as it will be:\n{said}");
+        }
+    }
+    keys.write_all(b"y").unwrap();
+    wait_for("ssh -i ");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(super::virsh(&["domstate", "192.168.3.153"]).trim(), "running");
+    assert_eq!(world.guest("192.168.3.153", "hostname").trim(), "node-192-168-3-153");
+    // The spec it kept is one that `down` takes.
+    let kept = world.dir.path().join("state/default/192.168.3.153/spec.yaml");
+    assert_eq!(world.run(&["down", "-f", kept.to_str().unwrap()]).code, 0);
+    world.assert_nothing_left();
+}

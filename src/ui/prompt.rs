@@ -1,0 +1,65 @@
+//! Questions on a terminal. Each has a flag, so that a script is never asked.
+
+use std::io::IsTerminal;
+
+use console::Term;
+use dialoguer::{Confirm, Input};
+
+use crate::error::{Context, Error, Exit, Result};
+
+/// Whether there is somebody to ask, and whether defaults are as good as answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Prompt {
+    interactive: bool,
+    take_defaults: bool,
+}
+
+/// One thing to know: by its flag, by its default, or by asking.
+pub struct Question<'a> {
+    /// Such as `--memory`.
+    pub flag: &'static str,
+    pub text: &'a str,
+    /// What the flag said.
+    pub given: Option<&'a str>,
+    pub default: Option<String>,
+}
+
+impl Prompt {
+    pub fn new(take_defaults: bool) -> Self {
+        Self { interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(), take_defaults }
+    }
+
+    /// The answer as `read` understands it. A flag's value that is wrong is refused at once; a typed one is asked for again.
+    pub fn ask<T>(&self, question: &Question<'_>, read: impl Fn(&str) -> Result<T, String>) -> Result<T> {
+        let usage = |message: String| Error::new(message).with_exit(Exit::Usage);
+        if let Some(given) = question.given {
+            return read(given).map_err(|why| usage(format!("{} {given}: {why}", question.flag)));
+        }
+        if let Some(default) = question.default.as_deref().filter(|_| self.take_defaults) {
+            return read(default).map_err(|why| usage(format!("{} {default}: {why}", question.flag)));
+        }
+        if !self.interactive {
+            return Err(usage(format!("{} is missing, and there is no terminal to ask on", question.flag))
+                .with_help("give it, or --yes to take the defaults of what has one"));
+        }
+        let mut input = Input::<String>::new().with_prompt(question.text);
+        if let Some(default) = &question.default {
+            input = input.default(default.clone());
+        }
+        let answer = input.validate_with(|typed: &String| read(typed).map(drop)).interact_text_on(&Term::stderr()).doing("asking")?;
+        read(&answer).map_err(usage)
+    }
+
+    /// True without asking where nobody is to be asked.
+    pub fn confirm(&self, text: &str) -> Result<bool> {
+        if self.take_defaults || !self.interactive {
+            return Ok(true);
+        }
+        Confirm::new().with_prompt(text).default(true).interact_on(&Term::stderr()).doing("asking")
+    }
+
+    /// Something to read before the next question.
+    pub fn say(&self, text: &str) {
+        let _ = Term::stderr().write_line(text);
+    }
+}
