@@ -167,7 +167,7 @@ async fn node_run(dir: &std::path::Path) -> NodeRun {
     std::fs::write(&own, nodegraft::keys::generate("laws").unwrap().private.unwrap()).unwrap();
     let run = Run {
         host: Host::open(&format!("test://{}/host.xml", dir.display())).await.unwrap(),
-        cluster: Some(Cluster::connect(&api_server(), "the test", None).await.unwrap()),
+        cluster: Some(Cluster::from_text(&api_server(), "the test", None).await.unwrap()),
         key: state.login_key(own.to_str()).unwrap(),
         state,
         plan,

@@ -31,6 +31,7 @@ impl Cluster {
     /// A kubelet that is dead confirms no pod's end: with `confirmed` false an accepted eviction is enough.
     pub async fn drain(&self, node: &str, limit: Duration, confirmed: bool, progress: impl Fn(String)) -> Result<usize> {
         self.cordon(node, true).await?;
+        let policy = self.eviction_version().await?;
         let until = Instant::now() + limit;
         let mut accepted = BTreeSet::new();
         let mut seen = BTreeSet::new();
@@ -44,7 +45,7 @@ impl Cluster {
             let mut held = None;
             let asked: Vec<&Name> = pods.iter().filter(|pod| !accepted.contains(*pod)).collect();
             for pod in asked {
-                match self.evict(pod).await? {
+                match self.evict(pod, &policy).await? {
                     None => {
                         accepted.insert(pod.clone());
                     }
@@ -62,6 +63,14 @@ impl Cluster {
         }
     }
 
+    /// `policy/v1`, or `policy/v1beta1` before 1.22: as the API server describes the eviction of pods.
+    async fn eviction_version(&self) -> Result<String> {
+        let core = within("asking how pods are evicted", self.client.list_core_api_resources("v1")).await?;
+        let eviction = core.resources.into_iter().find(|resource| resource.name == "pods/eviction");
+        let version = eviction.and_then(|e| Some(format!("{}/{}", e.group?, e.version?)));
+        version.ok_or_else(|| Error::new("the API server knows no eviction of pods").with_help("go on without a drain: --force"))
+    }
+
     async fn evictable_pods(&self, node: &str) -> Result<Vec<Name>> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
@@ -70,9 +79,9 @@ impl Cluster {
     }
 
     /// `None` if the eviction was accepted; else why the API server holds it back.
-    async fn evict(&self, (namespace, name): &Name) -> Result<Option<String>> {
+    async fn evict(&self, (namespace, name): &Name, policy: &str) -> Result<Option<String>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let eviction = json!({"apiVersion": format!("policy/{}", self.policy), "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
+        let eviction = json!({"apiVersion": policy, "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
         let what = format!("evicting the pod {namespace}/{name}");
         let params = PostParams::default();
         within(what, async {

@@ -8,18 +8,18 @@ pub mod node;
 pub mod token;
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use futures_util::StreamExt;
 use kube::Client;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Exit, Result};
-use crate::kubelet::Version;
 
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -42,18 +42,26 @@ pub struct Cluster {
     pub version: String,
     /// `v1`, or `v1beta1` before 1.19.
     pub certificates: String,
-    /// The version of policy that evictions are asked for in: `v1`, or `v1beta1` before 1.22.
-    policy: &'static str,
 }
 
 impl Cluster {
-    /// Connects with a kubeconfig's text, and asks the API server for its version: wrong CA, wrong credentials and
-    /// a server that is down show here.
-    pub async fn connect(kubeconfig: &str, origin: &str, context: Option<&str>) -> Result<Self> {
+    /// Connects with a kubeconfig file; paths inside it are relative to it.
+    pub async fn from_file(path: &Path, context: Option<&str>) -> Result<Self> {
+        Self::connect(Kubeconfig::read_from(path), &path.display().to_string(), context).await
+    }
+
+    /// Connects with a kubeconfig's text; `origin` names it in messages.
+    pub async fn from_text(text: &str, origin: &str, context: Option<&str>) -> Result<Self> {
+        Self::connect(Kubeconfig::from_yaml(text), origin, context).await
+    }
+
+    /// Connects, and asks the API server for its version: wrong CA, wrong credentials and a server that is down show
+    /// here.
+    async fn connect(kubeconfig: Result<Kubeconfig, KubeconfigError>, origin: &str, context: Option<&str>) -> Result<Self> {
         let unfit = |error: Error| error.with_exit(Exit::Unfit);
-        let parsed = Kubeconfig::from_yaml(kubeconfig)
+        let parsed = kubeconfig
             .doing(format!("reading the kubeconfig {origin}"))
-            .map_err(|e| unfit(e.with_help("is it a kubeconfig? try: kubectl --kubeconfig FILE get nodes")))?;
+            .map_err(|e| unfit(e.with_help("correct `cluster.kubeconfig`; does it work with: kubectl --kubeconfig FILE get nodes")))?;
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
         let mut config = Config::from_custom_kubeconfig(parsed, &options)
             .await
@@ -99,7 +107,6 @@ impl Cluster {
             server,
             ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
             ca_pem,
-            policy: if Version::parse(&version.git_version).is_some_and(|v| v.minor < 22) { "v1beta1" } else { "v1" },
             version: version.git_version,
             certificates: certificates.to_owned(),
         })

@@ -91,19 +91,11 @@ pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster
 /// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.
 pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
     match source {
-        ClusterSource::Kubeconfig { path, context } => {
-            let file = expand_home(path);
-            let text = std::fs::read_to_string(&file)
-                .doing(format!("reading the kubeconfig {}", file.display()))
-                .map_err(|error| error.with_help("correct `cluster.kubeconfig` in the spec").with_exit(Exit::Unfit))?;
-            // Paths inside it are relative to it.
-            let text = absolute_paths(&text, file.parent().unwrap_or(std::path::Path::new("/")));
-            Cluster::connect(&text, &file.display().to_string(), context.as_deref()).await
-        }
+        ClusterSource::Kubeconfig { path, context } => Cluster::from_file(&expand_home(path), context.as_deref()).await,
         ClusterSource::ControlPlane(at) => {
             let (kubeconfig, ca) =
                 read_control_plane(at).await.map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Unfit) } else { error })?;
-            let connected = Cluster::connect(&kubeconfig, &format!("{at}:/etc/kubernetes/admin.conf"), None).await?;
+            let connected = Cluster::from_text(&kubeconfig, &format!("{at}:/etc/kubernetes/admin.conf"), None).await?;
             if connected.ca_pem.split_whitespace().collect::<String>() != ca.split_whitespace().collect::<String>() {
                 return Err(Error::new(format!("on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"))
                     .with_help("the control plane's files are of two clusters; renew admin.conf there")
@@ -135,23 +127,4 @@ async fn read_control_plane(at: &str) -> Result<(String, String)> {
         .map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
     let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
     Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
-}
-
-/// Makes file paths in a kubeconfig absolute, as kubectl reads them.
-fn absolute_paths(text: &str, dir: &std::path::Path) -> String {
-    const KEYS: [&str; 3] = ["certificate-authority:", "client-certificate:", "client-key:"];
-    text.lines()
-        .map(|line| {
-            let key = line.trim_start().trim_start_matches("- ");
-            match KEYS.iter().find_map(|k| key.strip_prefix(k)) {
-                Some(value) if !value.trim().is_empty() && !value.trim().starts_with('/') => {
-                    let path = value.trim().trim_matches(['"', '\'']);
-                    let joined = if path.starts_with('/') { std::path::PathBuf::from(path) } else { dir.join(path) };
-                    line.replace(value, &format!(" {}", joined.display()))
-                }
-                _ => line.to_owned(),
-            }
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
 }

@@ -30,6 +30,19 @@ packages_install() {
   timed "install ${missing[*]}" packages_apt "${backports[@]}" "${missing[@]}"
 }
 
+# A Go that can fetch the toolchain a module asks for, from the module proxy: 1.21 or later.
+go_install() {
+  local have=0 from=()
+  have=$(go env GOVERSION 2>/dev/null | sed 's/^go//') || true
+  dpkg --compare-versions "${have:-0}" ge 1.21 && return
+  ((EUID == 0)) || die 'Go 1.21 or later is missing: run as root, or install it yourself'
+  if ! dpkg --compare-versions "$(apt-cache policy golang-go | awk '/Candidate:/ {print $2}')" ge 2:1.21; then
+    packages_add_backports
+    from=(-t "$(. /etc/os-release && echo "$VERSION_CODENAME")-backports")
+  fi
+  timed 'install Go' packages_apt "${from[@]}" golang-go
+}
+
 packages_apt() {
   local policy=/usr/sbin/policy-rc.d ours=
   if [[ ! -e $policy ]]; then

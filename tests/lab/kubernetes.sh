@@ -6,7 +6,8 @@ kubernetes_bin() { echo "$LAB_CACHE/kubernetes/$1"; }
 kubernetes_build() {
   local version=$1 bin recipe
   bin=$(kubernetes_bin "$version")
-  recipe=$(cat "$LAB_SOURCE/kubernetes/$version"/* | sha256sum)
+  # Another recipe, another build.
+  recipe=$({ cat "$LAB_SOURCE/kubernetes/$version"/*; declare -f kubernetes_compile kubernetes_openapi; } | sha256sum)
   [[ $(cat "$bin/built" 2>/dev/null) == "$recipe" ]] && return
   case $version in
     v1.18.*) timed "Kubernetes $version: generate openapi" kubernetes_openapi "$version" ;;
@@ -17,24 +18,26 @@ kubernetes_build() {
 
 # Runs a command in the version's little module with the Go that this version needs.
 in_module() {
-  local version=$1 dir path=$PATH; shift
+  local version=$1 dir path=$PATH toolchain=auto; shift
   dir=$LAB_CACHE/modules/$version
   mkdir -p "$dir"
   cp "$LAB_SOURCE/kubernetes/$version"/{go.mod,go.sum,tools.go} "$dir"
-  [[ $version == v1.18.* ]] && path=/usr/lib/go-1.19/bin:$PATH
-  (cd "$dir" && env PATH="$path" CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=mod GODEBUG="$(go_debug "$version")" "$@")
+  [[ $version == v1.18.* ]] && path=/usr/lib/go-1.19/bin:$PATH toolchain=local
+  (cd "$dir" && env PATH="$path" CGO_ENABLED=0 GOTOOLCHAIN=$toolchain GOFLAGS=-mod=mod GODEBUG="$(go_debug "$version")" "$@")
 }
 
 # Go 1.19 ignores overlays in the module cache while it uses its index.
 go_debug() { [[ $1 == v1.18.* ]] && echo goindex=0; true; }
 
 kubernetes_compile() {
-  local version=$1 bin minor program v=k8s.io/component-base/version
+  local version=$1 bin minor program package flags='-s -w'
   bin=$(kubernetes_bin "$version")
   mkdir -p "$bin"
   minor=${version#v1.}; minor=${minor%%.*}
-  local flags="-s -w -X $v.gitVersion=$version -X $v.gitMajor=1 -X $v.gitMinor=$minor"
-  # 1.18 took its version from the client-go and component-base packages of the day.
+  # 1.18 has three packages that each know a version; the API server asks the second.
+  for package in k8s.io/component-base/version k8s.io/kubernetes/pkg/version k8s.io/client-go/pkg/version; do
+    flags+=" -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=$minor"
+  done
   local overlay=() programs=(kube-apiserver kube-controller-manager kubelet)
   [[ $version == v1.18.* ]] && overlay=(-overlay "$LAB_CACHE/modules/$version/overlay.json")
   [[ -d $LAB_SOURCE/kubernetes/$version ]] && grep -q cmd/kubectl "$LAB_SOURCE/kubernetes/$version/tools.go" && programs+=(kubectl)
