@@ -80,7 +80,7 @@ impl Cluster {
 
     /// `None` if the eviction was accepted; else why the API server holds it back.
     async fn evict(&self, (namespace, name): &Name, policy: &str) -> Result<Option<String>> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.once.clone(), namespace);
         let eviction = json!({"apiVersion": policy, "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
         let what = format!("evicting the pod {namespace}/{name}");
         let params = PostParams::default();

@@ -33,6 +33,8 @@ pub const NODE_ANNOTATION: &str = "nodegraft.io/node";
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
+    /// Asks once. The other one waits out a 429, which for an eviction is the answer.
+    once: Client,
     /// As in the kubeconfig.
     pub server: String,
     /// The CA in PEM, base64, as kubeconfigs carry it.
@@ -77,6 +79,9 @@ impl Cluster {
             )
         })?;
         let ca_pem = pem(&ca);
+        let mut impatient = config.clone();
+        impatient.default_retry = false;
+        let once = Client::try_from(impatient).doing(format!("using the kubeconfig {origin}")).map_err(unfit)?;
         let client = Client::try_from(config).doing(format!("using the kubeconfig {origin}")).map_err(unfit)?;
         let version = within(format!("asking {server} for its version"), client.apiserver_version()).await.map_err(|error| {
             let text = crate::error::one_line(&error).to_lowercase();
@@ -104,6 +109,7 @@ impl Cluster {
         })?;
         Ok(Self {
             client,
+            once,
             server,
             ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
             ca_pem,

@@ -140,7 +140,8 @@ fn a_drain_respects_disruption_budgets() {
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: {name}}}{more}}}\nspec:\n  nodeName: drained\n  terminationGracePeriodSeconds: 0\n  automountServiceAccountToken: false\n  containers: [{{name: c, image: none}}]\n"
             )
         };
-        let owner = ", ownerReferences: [{apiVersion: apps/v1, kind: DaemonSet, name: gone, uid: 00000000-0000-0000-0000-000000000001, controller: true}]";
+        // Of a kind that the garbage collector cannot look up: an owner it knows to be absent would take the pod along.
+        let owner = ", ownerReferences: [{apiVersion: apps.example.com/v1, kind: DaemonSet, name: daemon, uid: 00000000-0000-0000-0000-000000000001, controller: true}]";
         let manifest = format!(
             "apiVersion: v1\nkind: Node\nmetadata: {{name: drained}}\n{}{}{}---\napiVersion: {policy}\nkind: PodDisruptionBudget\nmetadata: {{name: keep, namespace: default}}\nspec:\n  minAvailable: 1\n  selector: {{matchLabels: {{app: kept}}}}\n",
             pod("free", ""),
