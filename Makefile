@@ -28,4 +28,5 @@ lab: ## raise the lab and leave it up: see tests/lab/lab
 	@$(LAB) up
 
 clean-lab: ## end the lab and remove all it made, its cache too
+	@NODEGRAFT_LAB_NAME=nodegraft-test $(LAB) down
 	@$(LAB) clean
