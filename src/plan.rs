@@ -130,7 +130,7 @@ pub struct Deadlines {
 
 /// Generous enough for software emulation on a busy machine; a wait that is over in time costs nothing.
 const DEADLINES: Deadlines = Deadlines {
-    boot: Duration::from_secs(300),
+    boot: Duration::from_secs(600),
     login: Duration::from_secs(300),
     step: Duration::from_secs(1200),
     join: Duration::from_secs(300),
