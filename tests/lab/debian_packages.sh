@@ -59,7 +59,7 @@ packages_add_backports() {
   local codename mirror
   codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
   mirror=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' | awk '$1 == "Debian" && $2 !~ /security/ { print $2; exit }')
-  apt-get indextargets --format '$(CODENAME)' | grep -q -- "-backports" && return
+  [[ $(apt-get indextargets --format '$(CODENAME)') == *-backports* ]] && return
   echo "deb $mirror $codename-backports main" >/etc/apt/sources.list.d/nodegraft-lab-backports.list
   timed 'apt-get update (backports)' apt-get update
 }

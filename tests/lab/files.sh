@@ -17,7 +17,7 @@ files_up() {
 control_plane_ssh_up() {
   local version=${LAB_VERSIONS[0]} dir root
   dir=$LAB_STATE/ssh root=$dir/root
-  [[ -f $dir/ready ]] && inside curl -s -m 2 "telnet://${LAB_API_ADDRESS[$version]}:22" </dev/null 2>/dev/null | head -c4 | grep -q SSH- && return
+  [[ -f $dir/ready ]] && return
   mkdir -p "$root/bin" "$root/dev" "$root/root" "$root/etc/kubernetes/pki" "$dir/client"
   cp "$(command -v busybox)" "$root/bin/busybox"
   local applet

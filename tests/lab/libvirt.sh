@@ -26,7 +26,7 @@ libvirt_up() {
   wait_until 20 libvirtd virsh_lab version
 }
 
-virsh_lab() { virsh -q -c "$LAB_URI" "$@"; }
+virsh_lab() { virsh -q --no-pkttyagent -c "$LAB_URI" "$@"; }
 
 # The bridge again, as a libvirt network.
 network_up() {
@@ -41,7 +41,8 @@ pool_up() {
   mkdir -p "$LAB_STATE/pool"
   virsh_lab pool-info "$LAB_POOL" >/dev/null 2>&1 ||
     virsh_lab pool-define-as "$LAB_POOL" dir --target "$LAB_STATE/pool"
-  virsh_lab pool-info "$LAB_POOL" | grep -q 'State: *running' || virsh_lab pool-start "$LAB_POOL"
+  # Not by a pipe: `grep -q` would end virsh early, and that counts as a failure here.
+  [[ $(virsh_lab pool-info "$LAB_POOL") =~ State:\ +running ]] || virsh_lab pool-start "$LAB_POOL"
   for version in "$@"; do
     image=${LAB_IMAGE[$version]}
     target=$LAB_STATE/pool/$image.qcow2
