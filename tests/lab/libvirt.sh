@@ -26,7 +26,8 @@ libvirt_up() {
   wait_until 20 libvirtd virsh_lab version
 }
 
-virsh_lab() { virsh -q --no-pkttyagent -c "$LAB_URI" "$@"; }
+# Without a terminal, on which virsh would start an agent to ask for passwords.
+virsh_lab() { setsid --wait virsh -q -c "$LAB_URI" "$@"; }
 
 # The bridge again, as a libvirt network.
 network_up() {
