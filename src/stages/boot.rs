@@ -13,7 +13,7 @@ use crate::ssh;
 /// A probe that gets no answer is given up after this long; the next follows at once.
 const PROBE: Duration = Duration::from_millis(700);
 /// A guest that is up may be busy; only one that is not costs this much.
-const PATIENT: Duration = Duration::from_secs(10);
+const PATIENT: Duration = Duration::from_secs(15);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
 const CONSOLE_TAIL: usize = 15;
 
@@ -34,7 +34,7 @@ impl Stage<NodeRun> for Boot {
             Some(domain) if domain.running && !domain.paused => {}
             _ => return Ok(Check::Needed("it is to be started".into())),
         }
-        Ok(match ssh::banner(on.ssh_address(), PATIENT).await {
+        Ok(match patiently(on).await {
             Ok(banner) => Check::Done(banner),
             Err(error) => Check::Needed(format!("it runs, but {}", one_line(&error))),
         })
@@ -63,6 +63,17 @@ impl Stage<NodeRun> for Boot {
             Some(domain) if !is_ours(&domain, on) => Ok(Undone::Kept("the domain is not ours".into())),
             Some(_) if on.run.host.power_off(&on.node.name).await? => Ok(Undone::Removed("powered off".into())),
             Some(_) => Ok(Undone::Absent),
+        }
+    }
+}
+
+/// The banner of a guest that runs. It may be busy, and its first boot may restart sshd just now.
+async fn patiently(on: &NodeRun) -> Result<String> {
+    let until = Instant::now() + PATIENT;
+    loop {
+        match ssh::banner(on.ssh_address(), PATIENT).await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(BETWEEN_PROBES).await,
+            heard => return heard,
         }
     }
 }
