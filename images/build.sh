@@ -13,7 +13,6 @@ declare -A IMAGE_SERVED=(
   [debian13]='containerd runc conntrack socat ethtool ebtables iptables containernetworking-plugins'
   [debian12]='docker.io conntrack socat ethtool ebtables iptables containernetworking-plugins'
 )
-IMAGES=(debian13 debian12)
 IMAGE_BASE=systemd-sysv,dbus,libpam-systemd,openssh-server,linux-image-cloud-amd64,iproute2,iputils-ping,curl,ca-certificates,cloud-guest-utils,fdisk,kmod,sudo,systemd-timesyncd,qemu-guest-agent
 
 image_file() { echo "$LAB_CACHE/images/$1.qcow2"; }

@@ -65,10 +65,7 @@ pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
         .login_key(plan.ssh_key.as_deref())
         .map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
     let host = Host::open(&plan.host.uri).await?;
-    let cluster = match &plan.cluster.source {
-        Some(source) => Some(open_cluster(source).await?),
-        None => None,
-    };
+    let cluster = cluster_if_any(&plan.cluster).await?;
     let mut authorized_keys = vec![key.public.clone()];
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
@@ -86,6 +83,14 @@ pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster
         .source
         .ok_or_else(|| Error::new("this spec joins no cluster").with_help("name one with --kubeconfig").with_exit(Exit::Usage))?;
     open_cluster(&source).await
+}
+
+/// The planned cluster, or `None` where nothing joins.
+pub async fn cluster_if_any(planned: &PlannedCluster) -> Result<Option<Cluster>> {
+    match &planned.source {
+        Some(source) => open_cluster(source).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Setting, open_cluster};
+use super::{Setting, cluster_if_any};
 use crate::cli::{Output, SpecArgs};
 use crate::error::{Exit, Result};
 use crate::libvirt::Host;
@@ -25,10 +25,7 @@ struct Row {
 pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
     let plan = setting.plan(args)?;
     let host = Host::open(&plan.host.uri).await?;
-    let cluster = match &plan.cluster.source {
-        Some(source) => Some(open_cluster(source).await?),
-        None => None,
-    };
+    let cluster = cluster_if_any(&plan.cluster).await?;
     let mut rows = Vec::new();
     for node in &plan.nodes {
         rows.push(row(&plan, node, &host, cluster.as_ref()).await?);
