@@ -47,6 +47,11 @@ pub enum Command {
     Doctor(Doctor),
     /// Make one VM: asks on a terminal what the flags leave open
     Create(Box<Create>),
+    /// Join a machine that exists, VM or not: the join alone, over SSH
+    Join(Join),
+    /// Template volumes: prepare one that has no cloud-init
+    #[command(subcommand)]
+    Image(Image),
     /// Bootstrap tokens: generate, create, list, delete
     #[command(subcommand)]
     Token(Token),
@@ -293,6 +298,10 @@ pub struct Create {
     #[arg(long, value_name = "VOLUME")]
     pub template: Option<String>,
 
+    /// Who configures the guest: what the image has, or our unit put into the clone
+    #[arg(long, value_enum)]
+    pub first_boot: Option<FirstBoot>,
+
     /// libvirt
     #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
     pub uri: String,
@@ -344,6 +353,76 @@ pub struct Create {
     /// With --join: its package
     #[arg(long, value_name = "PACKAGE")]
     pub kubelet_package: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Join {
+    /// `[user@]host[:port]`, with a kubelet on it; your own SSH keys and known_hosts are used
+    #[arg(value_name = "HOST")]
+    pub host: String,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// The Node's name [default: the kubelet's --hostname-override, else the host name]
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// The API server's URL as the machine reaches it [default: that of the kubeconfig]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// What may be bound so that the token is let in [default: ensure, or what the spec says]
+    #[arg(long, value_enum)]
+    pub access: Option<AccessMode>,
+
+    /// Clear what an earlier membership left: kubelet.conf and /var/lib/kubelet/pki
+    #[arg(long)]
+    pub reset: bool,
+
+    /// A label of the Node, as key=value
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+
+    /// Approve the kubelet's requests for a serving certificate too, if they are for its own name and address
+    #[arg(long)]
+    pub approve_serving: bool,
+
+    /// How long the join may take, and then how long Ready may
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub timeout: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FirstBoot {
+    /// cloud-init, or a template that `image prepare` made
+    Image,
+    /// For an image that has neither
+    Inject,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Copy a template volume and put the first-boot unit into the copy; the template stays as it is
+    Prepare(Prepare),
+}
+
+#[derive(Debug, Args)]
+pub struct Prepare {
+    /// The template volume
+    pub volume: String,
+
+    /// The new volume's name [default: VOLUME with `.firstboot` before its suffix]
+    #[arg(long = "as", value_name = "NAME")]
+    pub target: Option<String>,
+
+    /// libvirt
+    #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
+    pub uri: String,
+
+    /// The pool of both
+    #[arg(long, default_value = "default")]
+    pub pool: String,
 }
 
 #[derive(Debug, Args)]

@@ -56,6 +56,8 @@ pub struct Choice<'a> {
     pub node_ip: &'a str,
     pub pause_image: &'a str,
     pub cni: bool,
+    /// It asks the cluster for the certificate it serves with, instead of signing its own.
+    pub serving: bool,
     pub taints: &'a [String],
 }
 
@@ -98,6 +100,9 @@ impl Choice<'_> {
         if self.version.minor >= 27 && self.runtime == Runtime::Containerd {
             keys.push(Setting { key: "containerRuntimeEndpoint", value: CONTAINERD });
         }
+        if self.serving {
+            keys.push(Setting { key: "serverTLSBootstrap", value: "true" });
+        }
         keys
     }
 }
@@ -120,6 +125,7 @@ mod tests {
             node_ip: "192.168.3.104",
             pause_image: "pause:3.2",
             cni: true,
+            serving: false,
             taints: &[],
         }
         .flags()

@@ -5,11 +5,13 @@
 //! **Event**; what the user sees (`ui`) is a function of the events.
 //!
 //! Who may use whom: `main` -> `cli`, `commands`, `ui`; `commands` -> core, stages, runner; `stages` -> the stage
-//! contract, the rooms, core; a room (`libvirt`, `ssh`, `cluster`, `seed`) -> core and its one crate; `ui` -> `event`.
+//! contract, the rooms, core; a room (`libvirt`, `ssh`, `cluster`, `seed`, `guestfs`) -> core and its one crate; `ui` -> `event`.
 
 // The pure core: no I/O, no async, no clock.
+pub mod diagnosis;
 pub mod error;
 pub mod event;
+pub mod first_boot;
 pub mod kubelet;
 pub mod plan;
 pub mod profile;
@@ -22,6 +24,7 @@ pub mod stages;
 
 // The rooms, each the only user of its crate.
 pub mod cluster;
+pub mod guestfs;
 pub mod keys;
 pub mod libvirt;
 pub mod seed;

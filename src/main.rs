@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 
-use nodegraft::cli::{Cli, Command};
+use nodegraft::cli::{self, Cli, Command};
 use nodegraft::commands::{self, Setting};
 use nodegraft::error::{Error, Exit, Result};
 use nodegraft::pipeline::stage::Events;
@@ -53,6 +53,8 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
         Command::Status(args) => commands::status::run(args, setting).await,
         Command::Doctor(args) => commands::doctor::run(args, setting).await,
         Command::Create(args) => commands::create::run(args, setting).await,
+        Command::Join(args) => commands::join::run(args, setting).await,
+        Command::Image(cli::Image::Prepare(args)) => commands::image::prepare(args, setting).await,
         Command::Token(command) => commands::token::run(command, setting).await,
         Command::Access(command) => commands::access::run(command, setting).await,
         Command::Kubeconfig(command) => commands::kubeconfig::run(command, setting).await,

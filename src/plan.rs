@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Context, Error, Exit, Result};
 use crate::kubelet::{self, Choice, Version};
 use crate::profile::Profile;
-use crate::spec::{self, Clone as CloneMode, Kubelet, Network, Spec};
+use crate::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
 use crate::template::Templates;
 
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Cluster {
     /// Overrides the kubeconfig's server in what guests are given.
     pub server: Option<String>,
     pub access: spec::Access,
+    /// Kubelets ask for serving certificates, and get them.
+    pub serving: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl Cluster {
             source: Some(ClusterSource::Kubeconfig { path: path.to_owned(), context }),
             server: None,
             access: spec::Access::default(),
+            serving: false,
         }
     }
 
@@ -86,6 +89,8 @@ pub struct Node {
     pub disk: u64,
     pub template: String,
     pub clone: CloneMode,
+    #[serde(skip_serializing_if = "FirstBoot::is_default")]
+    pub first_boot: FirstBoot,
     pub network: Network,
     pub user: String,
     pub volume: String,
@@ -99,6 +104,40 @@ pub struct Node {
     pub deadlines: Deadlines,
     /// Of everything above that shapes the domain; recorded in its metadata.
     pub digest: String,
+}
+
+/// A machine as the cluster will know it: a node of the plan, or one that was there before.
+#[derive(Debug, Clone, Serialize)]
+pub struct Member {
+    /// The Kubernetes Node's name.
+    pub name: String,
+    /// The machine's own host name.
+    pub hostname: String,
+    pub ip: IpAddr,
+    pub machine_id: String,
+    pub labels: BTreeMap<String, String>,
+    /// Its requests for a serving certificate are approved too.
+    pub serving: bool,
+    /// How a person runs a command there: `nodegraft exec n1 --`.
+    #[serde(skip)]
+    pub shell: String,
+    #[serde(skip)]
+    pub deadlines: Deadlines,
+}
+
+impl Plan {
+    pub fn member(&self, node: &Node) -> Member {
+        Member {
+            name: node.name.clone(),
+            hostname: node.hostname.clone(),
+            ip: node.ip,
+            machine_id: node.machine_id.clone(),
+            labels: node.labels.clone(),
+            serving: self.cluster.serving,
+            shell: format!("nodegraft exec {} --", node.name),
+            deadlines: node.deadlines,
+        }
+    }
 }
 
 /// A script that runs in the guest.
@@ -129,7 +168,7 @@ pub struct Deadlines {
 }
 
 /// Generous enough for software emulation on a busy machine; a wait that is over in time costs nothing.
-const DEADLINES: Deadlines = Deadlines {
+pub const DEADLINES: Deadlines = Deadlines {
     boot: Duration::from_secs(600),
     login: Duration::from_secs(300),
     step: Duration::from_secs(1200),
@@ -167,6 +206,7 @@ impl Plan {
                 source,
                 server: spec.cluster.server.clone(),
                 access: spec.cluster.access,
+                serving: spec.cluster.approve_serving,
             },
             host: spec.host.clone(),
             ssh_key: spec.ssh.key.clone(),
@@ -206,6 +246,7 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         disk: own.disk.or(defaults.disk).map_or(20 << 30, |d| d.value.0),
         template: own.template.or(defaults.template).ok_or_else(|| refused(format!("node {name} has no template")))?.to_owned(),
         clone: own.clone.or(defaults.clone).unwrap_or_default(),
+        first_boot: own.first_boot.or(defaults.first_boot).unwrap_or_default(),
         network: spec.host.network.clone(),
         user: spec.ssh.user.clone().unwrap_or_else(|| "root".into()),
         volume: format!("nodegraft.{cluster}.{name}.qcow2"),
@@ -222,8 +263,16 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
     let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
     let vars = profile.vars([defaults.vars, own.vars])?;
     planned.upload = kubelet.and_then(|k| k.file.clone()).map(|file| Upload { file, to: format!("{GUEST_DIR}/files/kubelet") });
-    planned.steps = steps(&planned, &profile, kubelet, taints, &vars, templates)?;
+    let wants = Wants { taints, serving: spec.cluster.approve_serving };
+    planned.steps = steps(&planned, &profile, kubelet, wants, &vars, templates)?;
     Ok(planned)
+}
+
+/// What the spec wants of a kubelet besides its version.
+#[derive(Clone, Copy)]
+struct Wants<'a> {
+    taints: &'a [String],
+    serving: bool,
 }
 
 /// What step templates see.
@@ -249,11 +298,11 @@ fn steps(
     node: &Node,
     profile: &Profile,
     kubelet: Option<&Kubelet>,
-    taints: &[String],
+    wants: Wants<'_>,
     vars: &BTreeMap<String, serde_json::Value>,
     templates: &Templates,
 ) -> Result<Vec<Step>> {
-    let kubelet = kubelet.map(|kubelet| kubelet_values(node, profile, kubelet, taints, vars)).transpose()?;
+    let kubelet = kubelet.map(|kubelet| kubelet_values(node, profile, kubelet, wants, vars)).transpose()?;
     if kubelet.is_none() && profile.steps.iter().any(|step| step == "kubelet") {
         return Err(Error::new(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
             .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`")
@@ -276,15 +325,13 @@ fn kubelet_values<'a>(
     node: &'a Node,
     profile: &Profile,
     kubelet: &'a Kubelet,
-    taints: &[String],
+    wants: Wants<'_>,
     vars: &BTreeMap<String, serde_json::Value>,
 ) -> Result<KubeletValues<'a>> {
     let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
     let version = Version::parse(&kubelet.version).ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
     if let Some(reason) = kubelet::mismatch(version, profile.runtime) {
-        return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version))
-            .because(refused(reason.into()))
-            .with_help(reason));
+        return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version)).with_help(reason));
     }
     let text = |key: &str| vars.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     let ip = node.ip.to_string();
@@ -295,7 +342,8 @@ fn kubelet_values<'a>(
         node_ip: &ip,
         pause_image: text("pause_image"),
         cni: true,
-        taints,
+        serving: wants.serving,
+        taints: wants.taints,
     };
     Ok(KubeletValues {
         version,
@@ -409,20 +457,6 @@ impl Plan {
             "seed_path": host.seed_path, "disk_cache": self.host.disk_cache,
         });
         self.templates.render("domain.xml", &values)
-    }
-
-    /// The files of the seed volume, by name.
-    pub fn seed_files(&self, node: &Node, key: &HostKey, authorized_keys: &[String]) -> Result<Vec<(&'static str, String)>> {
-        // The same for the blanked seed: cloud-init must not take the guest for a new one.
-        let instance = hex(&Sha256::digest(&key.public)[..4]);
-        let values = serde_json::json!({
-            "node": node, "instance_id": format!("nodegraft-{}-{instance}", node.name),
-            "authorized_keys": authorized_keys, "host_key_private": key.private, "host_key_public": key.public,
-        });
-        ["meta-data", "user-data", "network-config"]
-            .into_iter()
-            .map(|name| Ok((name, self.templates.render(&format!("cloud-init/{name}"), &values)?)))
-            .collect()
     }
 
     pub fn bootstrap_kubeconfig(&self, server: &str, ca_base64: &str, token: &str) -> Result<String> {

@@ -7,7 +7,7 @@ use crate::error::{Context, Result};
 /// A floppy's size is plenty, and the smallest that every reader accepts.
 const SIZE: usize = 1440 << 10;
 
-/// Builds the image in memory. The same files give the same bytes.
+/// Builds the image in memory; a name may lie in a directory, as `firstboot/ifcfg`. The same files give the same bytes.
 pub fn image(files: &[(&str, String)]) -> Result<Vec<u8>> {
     let mut bytes = vec![0_u8; SIZE];
     let options = fatfs::FormatVolumeOptions::new().volume_label(*b"CIDATA     ").volume_id(0x6e6f_6465);
@@ -15,6 +15,9 @@ pub fn image(files: &[(&str, String)]) -> Result<Vec<u8>> {
     {
         let volume = fatfs::FileSystem::new(Cursor::new(&mut bytes[..]), fatfs::FsOptions::new()).doing("opening the seed image")?;
         for (name, text) in files {
+            if let Some((dir, _)) = name.split_once('/') {
+                volume.root_dir().create_dir(dir).doing(format!("adding {dir} to the seed image"))?;
+            }
             let mut file = volume.root_dir().create_file(name).doing(format!("adding {name} to the seed image"))?;
             file.write_all(text.as_bytes()).doing(format!("writing {name} into the seed image"))?;
             file.flush().doing("writing the seed image")?;
@@ -32,7 +35,8 @@ mod tests {
 
     #[test]
     fn files_come_back_under_the_label_cidata() {
-        let files = [("user-data", "#cloud-config\n".repeat(500)), ("network-config", "version: 2\n".to_owned())];
+        let files =
+            [("user-data", "#cloud-config\n".repeat(500)), ("firstboot/ifcfg", "a\n".to_owned()), ("firstboot/networkd", "b\n".to_owned())];
         let bytes = image(&files).unwrap();
         assert_eq!(bytes, image(&files).unwrap(), "the image is reproducible");
         let volume = fatfs::FileSystem::new(Cursor::new(bytes), fatfs::FsOptions::new()).unwrap();

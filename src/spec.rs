@@ -41,6 +41,9 @@ pub struct Cluster {
     pub server: Option<String>,
     #[serde(default)]
     pub access: Access,
+    /// Kubelets ask the cluster for their serving certificates, and we approve those for their own name and address.
+    #[serde(default)]
+    pub approve_serving: bool,
     /// False for machines that are made and left there: no kubeconfig, no Join, no Ready.
     #[serde(default = "yes")]
     pub join: bool,
@@ -144,6 +147,7 @@ macro_rules! with_settings {
             pub search: Option<Vec<String>>,
             pub mtu: Option<Spanned<u32>>,
             pub clone: Option<Clone>,
+            pub first_boot: Option<FirstBoot>,
             pub kubelet: Option<Spanned<Kubelet>>,
             #[serde(default)]
             pub vars: BTreeMap<String, serde_json::Value>,
@@ -161,7 +165,7 @@ macro_rules! with_settings {
                     template: self.template.as_deref(), profile: self.profile.as_deref(),
                     cpus: self.cpus.as_ref(), memory: self.memory.as_ref(), disk: self.disk.as_ref(),
                     gateway: self.gateway.as_ref(), dns: self.dns.as_deref(), search: self.search.as_deref(),
-                    mtu: self.mtu.as_ref(), clone: self.clone, kubelet: self.kubelet.as_ref(),
+                    mtu: self.mtu.as_ref(), clone: self.clone, first_boot: self.first_boot, kubelet: self.kubelet.as_ref(),
                     vars: &self.vars, labels: &self.labels, taints: &self.taints, deadlines: &self.deadlines,
                 }
             }
@@ -192,6 +196,7 @@ pub struct Settings<'a> {
     pub search: Option<&'a [String]>,
     pub mtu: Option<&'a Spanned<u32>>,
     pub clone: Option<Clone>,
+    pub first_boot: Option<FirstBoot>,
     pub kubelet: Option<&'a Spanned<Kubelet>>,
     pub vars: &'a BTreeMap<String, serde_json::Value>,
     pub labels: &'a BTreeMap<String, String>,
@@ -207,6 +212,23 @@ pub enum Clone {
     Overlay,
     /// A copy of its own, resized.
     Full,
+}
+
+/// Who reads the seed volume in the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FirstBoot {
+    /// What the image has: cloud-init, or our unit in a template that `image prepare` made.
+    #[default]
+    Image,
+    /// Our unit, put into the clone before it boots.
+    Inject,
+}
+
+impl FirstBoot {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the kubelet comes from. `version` decides which flags it is given.

@@ -102,6 +102,11 @@ impl Session {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a command still gets through.
+    pub async fn works(&self) -> bool {
+        self.output("true", Duration::from_secs(5)).await.is_ok()
+    }
+
     /// Breaks the connection under whatever runs on it. The guest's command may go on.
     pub fn cut(&self) {
         let _ = self.stream.shutdown(Shutdown::Both);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Where code lives, and which of our modules and which crates it may not name.
 const RULES: &[(&[&str], &[&str])] = &[
     (
-        &["error.rs", "event.rs", "kubelet.rs", "plan.rs", "profile.rs", "spec.rs", "template.rs"],
+        &["error.rs", "event.rs", "first_boot.rs", "kubelet.rs", "plan.rs", "profile.rs", "spec.rs", "template.rs"],
         &[
             "crate::stages",
             "crate::pipeline",
@@ -62,7 +62,7 @@ const RULES: &[(&[&str], &[&str])] = &[
     (&["libvirt"], &["crate::stages", "crate::pipeline", "crate::ssh", "crate::cluster", "crate::seed", "crate::commands", "crate::ui"]),
     (&["cluster"], &["crate::stages", "crate::pipeline", "crate::libvirt", "crate::ssh", "crate::seed", "crate::commands", "crate::ui"]),
     (
-        &["ssh.rs", "seed.rs", "keys.rs", "state.rs"],
+        &["ssh.rs", "seed.rs", "keys.rs", "state.rs", "guestfs.rs"],
         &["crate::stages", "crate::pipeline", "crate::libvirt", "crate::cluster", "crate::commands", "crate::ui"],
     ),
     (&["ui"], &["crate::libvirt", "crate::ssh", "crate::cluster", "crate::commands", "crate::pipeline", "crate::state"]),
@@ -76,6 +76,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kube", &["cluster"]),
     ("k8s_openapi", &["cluster"]),
     ("fatfs", &["seed.rs"]),
+    ("tempfile", &["guestfs.rs"]),
     ("indicatif", &["ui"]),
     ("dialoguer", &["ui"]),
     ("tera", &["template.rs"]),

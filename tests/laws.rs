@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use nodegraft::cluster::Cluster;
 use nodegraft::libvirt::storage::Volume;
 use nodegraft::libvirt::{Host, NetworkState};
-use nodegraft::pipeline::stage::{Check, Events, Reporter, Undone};
+use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage, Undone};
 use nodegraft::plan::{MARK_NAMESPACE, Mark, Plan, SeedState};
 use nodegraft::spec::Spec;
 use nodegraft::stages::{NodeRun, Run, node_stages};
@@ -117,7 +117,8 @@ async fn an_error_says_what_was_being_done() {
     assert!(!error.causes().is_empty());
 }
 
-// -- the laws of the stages that the test driver can carry: of all eight only Volume needs no upload and no guest --
+// -- the laws of the stages that the test driver can carry: Volume and Domain whole; of Seed, which uploads, and Boot,
+// which needs a guest, what they find and how they undo. Inject, Login, Steps, Join and Ready need a guest --
 
 /// An API server that knows its version and its groups: all that a run asks for at its start.
 fn api_server() -> String {
@@ -157,10 +158,15 @@ const HOST: &str = "<node><pool type='dir'><name>kvmimage</name><target><path>/k
     <volume type='file'><name>debian13.qcow2</name><capacity unit='GiB'>3</capacity><allocation>0</allocation>\
     <target><path>/kvmimage/debian13.qcow2</path><format type='qcow2'/></target></volume></pool></node>";
 
+/// A domain as that driver takes it, with our mark.
+const DOMAIN: &str = "<domain type='test'><name>{{ node.name }}</name><metadata><nodegraft:node xmlns:nodegraft='{{ mark.namespace }}' \
+    cluster='{{ mark.cluster }}' node='{{ mark.node }}' address='{{ mark.address }}' plan='{{ mark.plan }}' host_key='{{ mark.host_key }}' \
+    seed='{{ mark.seed }}'/></metadata><memory unit='bytes'>{{ node.memory }}</memory><vcpu>{{ node.cpus }}</vcpu><os><type>hvm</type></os></domain>";
+
 async fn node_run(dir: &std::path::Path) -> NodeRun {
     std::fs::write(dir.join("host.xml"), HOST).unwrap();
     let spec = Spec::parse(crate::spec::GOOD, "cluster.yaml").unwrap();
-    let plan = Plan::new(&spec, Templates::built_in(), &[]).unwrap();
+    let plan = Plan::new(&spec, Templates::with([("domain.xml".to_owned(), DOMAIN.to_owned())].into()).unwrap(), &[]).unwrap();
     let node = plan.nodes[0].clone();
     let state = StateDir::open("laws").unwrap();
     let own = dir.join("key");
@@ -178,12 +184,85 @@ async fn node_run(dir: &std::path::Path) -> NodeRun {
     NodeRun::new(Arc::new(run), node)
 }
 
+fn stage(name: &str, on: &NodeRun) -> Box<dyn Stage<NodeRun>> {
+    node_stages(&on.node, true).into_iter().find(|stage| stage.name() == name).unwrap()
+}
+
+fn reporter(name: &str) -> Reporter {
+    Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, name)
+}
+
+/// What Volume and Seed leave for Domain, as far as the driver goes.
+async fn with_disks(on: &NodeRun) {
+    stage("Volume", on).apply(on, &reporter("Volume")).await.unwrap();
+    let base = on.run.host.volume("kvmimage", "debian13.qcow2").await.unwrap().unwrap();
+    on.run.host.create_overlay("kvmimage", &on.node.seed, &base, base.capacity).await.unwrap();
+    *on.host_key.lock().unwrap() = Some(nodegraft::keys::generate("laws").unwrap());
+}
+
+#[tokio::test]
+async fn domain_keeps_the_laws_of_a_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = node_run(dir.path()).await;
+    let (domain, report) = (stage("Domain", &on), reporter("Domain"));
+    with_disks(&on).await;
+    assert!(matches!(domain.check(&on, &report).await.unwrap(), Check::Needed(_)));
+    assert_eq!(domain.undo(&on, &report).await.unwrap(), Undone::Absent);
+    assert_eq!(on.run.host.domain(&on.node.name).await.unwrap(), None, "check and undo change nothing");
+    for _ in 0..2 {
+        domain.apply(&on, &report).await.unwrap();
+        assert!(matches!(domain.check(&on, &report).await.unwrap(), Check::Done(_)));
+    }
+    let mark = on.run.host.domain(&on.node.name).await.unwrap().unwrap().mark.unwrap();
+    assert_eq!((mark.node.as_str(), mark.address.as_str()), (on.node.name.as_str(), on.node.address.as_str()));
+    assert!(matches!(domain.undo(&on, &report).await.unwrap(), Undone::Removed(_)));
+    assert_eq!(domain.undo(&on, &report).await.unwrap(), Undone::Absent);
+}
+
+#[tokio::test]
+async fn what_bears_no_mark_of_ours_is_never_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = node_run(dir.path()).await;
+    with_disks(&on).await;
+    let name = &on.node.name;
+    on.run.host.define_domain(name, domain_xml(name)).await.unwrap();
+    assert!(matches!(stage("Domain", &on).check(&on, &reporter("Domain")).await.unwrap(), Check::Conflict(_)));
+    for kept in ["Domain", "Boot", "Seed", "Volume"] {
+        let undone = stage(kept, &on).undo(&on, &reporter(kept)).await.unwrap();
+        assert!(matches!(undone, Undone::Kept(_)), "{kept}: {undone:?}");
+    }
+    assert_eq!(on.run.host.domain(name).await.unwrap().unwrap().mark, None);
+    assert!(on.run.host.volume("kvmimage", &on.node.volume).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn seed_and_boot_find_and_undo_by_the_laws() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = node_run(dir.path()).await;
+    let (seed, boot, domain) = (stage("Seed", &on), stage("Boot", &on), stage("Domain", &on));
+    let report = reporter("laws");
+    assert!(matches!(seed.check(&on, &report).await.unwrap(), Check::Needed(_)));
+    assert!(matches!(boot.check(&on, &report).await.unwrap(), Check::Needed(_)));
+    assert_eq!(seed.undo(&on, &report).await.unwrap(), Undone::Absent);
+    assert_eq!(boot.undo(&on, &report).await.unwrap(), Undone::Absent);
+    with_disks(&on).await;
+    domain.apply(&on, &report).await.unwrap();
+    assert!(matches!(seed.check(&on, &report).await.unwrap(), Check::Done(_)));
+    assert!(matches!(seed.undo(&on, &report).await.unwrap(), Undone::Kept(_)), "the domain still uses it");
+    // The driver cannot start a domain paused, as Boot does.
+    assert!(matches!(boot.check(&on, &report).await.unwrap(), Check::Needed(_)), "it is defined, not running");
+    assert_eq!(boot.undo(&on, &report).await.unwrap(), Undone::Absent);
+    domain.undo(&on, &report).await.unwrap();
+    assert!(matches!(seed.undo(&on, &report).await.unwrap(), Undone::Removed(_)));
+    assert_eq!(seed.undo(&on, &report).await.unwrap(), Undone::Absent);
+}
+
 #[tokio::test]
 async fn volume_keeps_the_laws_of_a_stage() {
     // A full copy needs a resize, which the driver lacks.
     let dir = tempfile::tempdir().unwrap();
     let on = node_run(dir.path()).await;
-    let stage = &node_stages(true)[0];
+    let stage = &node_stages(&on.node, true)[0];
     let report = Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, stage.name());
     let volumes = async || on.run.host.volume_names("kvmimage").await.unwrap();
     // Check changes nothing and says Needed; undo of nothing is Absent.
@@ -206,7 +285,7 @@ async fn volume_keeps_the_laws_of_a_stage() {
 async fn a_volume_with_overlays_on_it_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let on = node_run(dir.path()).await;
-    let stage = &node_stages(true)[0];
+    let stage = &node_stages(&on.node, true)[0];
     let report = Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, stage.name());
     stage.apply(&on, &report).await.unwrap();
     let base = on.run.host.volume("kvmimage", &on.node.volume).await.unwrap().unwrap();

@@ -193,3 +193,20 @@ fn every_rendered_script_passes_shellcheck() {
         }
     }
 }
+
+/// What the seed's chapter 7 makes with four `kubectl config` commands.
+#[test]
+fn the_bootstrap_kubeconfig_is_the_seeds() {
+    let templates = nodegraft::template::Templates::built_in();
+    let text = nodegraft::plan::bootstrap_kubeconfig(&templates, "https://192.168.3.101:6443", "Q0E=", "398c7c.b18a35f794625922").unwrap();
+    let made: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let seed = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "kubernetes", "cluster": {"certificate-authority-data": "Q0E=", "server": "https://192.168.3.101:6443"}}],
+        "users": [{"name": "kubelet-bootstrap", "user": {"token": "398c7c.b18a35f794625922"}}],
+        "contexts": [{"name": "kubelet-bootstrap@kubernetes", "context": {"cluster": "kubernetes", "user": "kubelet-bootstrap"}}],
+        "current-context": "kubelet-bootstrap@kubernetes",
+    });
+    assert_eq!(made, seed);
+}

@@ -195,3 +195,36 @@ impl Binding {
 pub fn binding_name(cluster: &str) -> String {
     format!("nodegraft:{cluster}:node-bootstrapper")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the seed's chapter 8 makes with `kubectl create clusterrolebinding`, but for our label.
+    #[test]
+    fn access_is_granted_as_the_seed_grants_it() {
+        let [binding] = &Binding::granted(BOOTSTRAPPERS, false)[..] else { panic!("there is more than the seed's one") };
+        let seed = serde_json::json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "kubelet-bootstrap", "labels": {"app.kubernetes.io/managed-by": "nodegraft"}},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-bootstrapper"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:bootstrappers"}],
+        });
+        assert_eq!(serde_json::to_value(binding.object()).unwrap(), seed);
+    }
+
+    #[test]
+    fn approval_is_granted_to_clients_and_to_renewals() {
+        let granted = Binding::granted("system:bootstrappers:x", true);
+        let pairs: Vec<(&str, &str)> = granted.iter().map(|binding| (binding.role, binding.group.as_str())).collect();
+        assert_eq!(
+            pairs,
+            [
+                ("system:node-bootstrapper", "system:bootstrappers:x"),
+                ("system:certificates.k8s.io:certificatesigningrequests:nodeclient", "system:bootstrappers:x"),
+                ("system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "system:nodes"),
+            ]
+        );
+    }
+}

@@ -1,16 +1,22 @@
 //! Certificate signing requests, in whichever API version the cluster serves (v1, or v1beta1 before 1.19).
-//! Approves one request only: the client certificate of the node it was told about, asked for with the token it minted.
+//! What may be approved is decided here: the client certificate of a node, asked for with the token minted for it, and,
+//! where that is wanted, the serving certificate of a node for its own name and address.
+
+use std::net::IpAddr;
 
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
-use x509_cert::der::DecodePem;
-use x509_cert::request::CertReq;
+use x509_cert::der::{Decode, DecodePem};
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::request::{CertReq, ExtensionReq};
 
 use super::{Cluster, absent_as_none, code, watch_until, within};
 use crate::error::{Context, Error, Result};
 
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 
 /// A request, as far as approval needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +28,17 @@ pub struct Request {
     /// The subject of the PKCS#10 inside, as `O=system:nodes, CN=system:node:x`; empty if it does not parse.
     pub organizations: Vec<String>,
     pub common_name: String,
+    pub names: AlternativeNames,
     pub state: State,
+}
+
+/// The subject alternative names that a request asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AlternativeNames {
+    pub dns: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    /// There are others, such as an e-mail address, or some that do not parse.
+    pub others: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +61,48 @@ impl Request {
         if self.signer.as_deref().is_some_and(|signer| signer != CLIENT_SIGNER) {
             return Some(format!("its signer is {}", self.signer.as_deref().unwrap_or_default()));
         }
+        if self.names != AlternativeNames::default() {
+            return Some("it asks for alternative names".to_owned());
+        }
+        self.usage_objection("client auth")
+    }
+
+    /// Why this is not the request of `node`'s own kubelet for a certificate to serve with under its own name and address.
+    pub fn serving_objection(&self, node: &str, hostname: &str, ip: IpAddr) -> Option<String> {
+        let user = format!("system:node:{node}");
+        if self.requestor != user {
+            return Some(format!("it was made by {}, not {user}", self.requestor));
+        }
+        if self.common_name != user || self.organizations != ["system:nodes"] {
+            return Some(format!("its subject is O={}, CN={}", self.organizations.join("+"), self.common_name));
+        }
+        if self.signer.as_deref() != Some(SERVING_SIGNER) {
+            return Some(format!("its signer is {}", self.signer.as_deref().unwrap_or("not given")));
+        }
+        let foreign = self.names.dns.iter().find(|name| *name != node && *name != hostname).cloned();
+        let foreign = foreign.or_else(|| self.names.addresses.iter().find(|address| **address != ip).map(ToString::to_string));
+        if let Some(foreign) = foreign {
+            return Some(format!("it asks for {foreign}, which is neither the node's name nor its address"));
+        }
+        if self.names.others {
+            return Some("it asks for alternative names of an unusual kind".to_owned());
+        }
+        if self.names == AlternativeNames::default() {
+            return Some("it asks for no name at all".to_owned());
+        }
+        self.usage_objection("server auth")
+    }
+
+    fn usage_objection(&self, wanted: &str) -> Option<String> {
         let mut usages: Vec<&str> = self.usages.iter().map(String::as_str).collect();
         usages.sort_unstable();
         // Kubelets with an elliptic key leave out key encipherment.
-        if usages != ["client auth", "digital signature", "key encipherment"] && usages != ["client auth", "digital signature"] {
-            return Some(format!("its usages are {}", self.usages.join(", ")));
-        }
-        None
+        let usual = |more: &[&str]| {
+            let mut all = [&["digital signature", wanted], more].concat();
+            all.sort_unstable();
+            usages == all
+        };
+        if usual(&["key encipherment"]) || usual(&[]) { None } else { Some(format!("its usages are {}", self.usages.join(", "))) }
     }
 }
 
@@ -75,14 +126,22 @@ impl Cluster {
         .await
     }
 
-    /// Approves a request by name; the caller has had it checked by [`Request::objection`]. A request that somebody
-    /// else approved or changed meanwhile is left as it is.
-    pub async fn approve_csr(&self, name: &str, message: &str) -> Result<()> {
+    /// A node's requests for a serving certificate that nobody has decided on.
+    pub async fn pending_serving(&self, node: &str) -> Result<Vec<Request>> {
+        let user = format!("system:node:{node}");
+        let pending = |csr: &Request| csr.requestor == user && csr.signer.as_deref() == Some(SERVING_SIGNER) && csr.state == State::Pending;
+        Ok(self.csrs().await?.into_iter().filter(pending).collect())
+    }
+
+    /// Approves a request by name; the caller has had it checked by [`Request::objection`] or
+    /// [`Request::serving_objection`]. A request that somebody else decided on meanwhile is left as it is. False if we
+    /// may not.
+    pub async fn approve_csr(&self, name: &str, message: &str) -> Result<bool> {
         let api = self.requests();
         for _ in 0..3 {
             let mut object = within(format!("reading the certificate request {name}"), api.get(name)).await?;
             if parse(&object).state != State::Pending {
-                return Ok(());
+                return Ok(true);
             }
             let mut condition = json!({"type": "Approved", "reason": "NodegraftApproved", "message": message});
             if self.certificates == "v1" {
@@ -90,8 +149,9 @@ impl Cluster {
             }
             object.data["status"]["conditions"] = json!([condition]);
             match api.replace_subresource("approval", name, &PostParams::default(), &object).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(true),
                 Err(error) if code(&error) == Some(409) => {}
+                Err(error) if code(&error) == Some(403) => return Ok(false),
                 Err(error) => return Err(error).doing(format!("approving the certificate request {name}")),
             }
         }
@@ -101,16 +161,26 @@ impl Cluster {
     /// Deletes the requests of one node: those whose subject it is and that it, or a token, made. Returns their names.
     pub async fn delete_csrs_of(&self, node: &str) -> Result<Vec<String>> {
         let subject = format!("system:node:{node}");
-        let mut deleted = Vec::new();
-        for request in self.csrs().await? {
+        self.delete_csrs(|request| {
             let theirs = request.requestor == subject || request.requestor.starts_with("system:bootstrap:");
-            if request.common_name == subject && theirs {
-                let gone = within(format!("deleting the certificate request {}", request.name), async {
-                    absent_as_none(self.requests().delete(&request.name, &DeleteParams::default()).await)
-                });
-                if gone.await?.is_some() {
-                    deleted.push(request.name);
-                }
+            request.common_name == subject && theirs
+        })
+        .await
+    }
+
+    /// Deletes the requests that a user made. Returns their names.
+    pub async fn delete_csrs_by(&self, user: &str) -> Result<Vec<String>> {
+        self.delete_csrs(|request| request.requestor == user).await
+    }
+
+    async fn delete_csrs(&self, which: impl Fn(&Request) -> bool) -> Result<Vec<String>> {
+        let mut deleted = Vec::new();
+        for request in self.csrs().await?.into_iter().filter(which) {
+            let gone = within(format!("deleting the certificate request {}", request.name), async {
+                absent_as_none(self.requests().delete(&request.name, &DeleteParams::default()).await)
+            });
+            if gone.await?.is_some() {
+                deleted.push(request.name);
             }
         }
         Ok(deleted)
@@ -132,7 +202,7 @@ fn parse(object: &DynamicObject) -> Request {
     } else {
         State::Pending
     };
-    let (organizations, common_name) = subject(spec["request"].as_str().unwrap_or_default()).unwrap_or_default();
+    let (organizations, common_name, names) = subject(spec["request"].as_str().unwrap_or_default()).unwrap_or_default();
     Request {
         name: object.metadata.name.clone().unwrap_or_default(),
         requestor: text(&spec["username"]),
@@ -140,12 +210,13 @@ fn parse(object: &DynamicObject) -> Request {
         usages: spec["usages"].as_array().map(|usages| usages.iter().map(text).collect()).unwrap_or_default(),
         organizations,
         common_name,
+        names,
         state,
     }
 }
 
-/// Organizations and common name of a base64-coded PEM request.
-fn subject(base64: &str) -> Option<(Vec<String>, String)> {
+/// Organizations, common name and alternative names of a base64-coded PEM request.
+fn subject(base64: &str) -> Option<(Vec<String>, String, AlternativeNames)> {
     use base64::Engine as _;
     const COMMON_NAME: &str = "2.5.4.3";
     const ORGANIZATION: &str = "2.5.4.10";
@@ -161,7 +232,38 @@ fn subject(base64: &str) -> Option<(Vec<String>, String)> {
             other => organizations.push(format!("{other}={value}")),
         }
     }
-    Some((organizations, common_names.join("+")))
+    let names = alternative_names(&request).unwrap_or(AlternativeNames { others: true, ..AlternativeNames::default() });
+    Some((organizations, common_names.join("+"), names))
+}
+
+/// `None` if they do not parse.
+fn alternative_names(request: &CertReq) -> Option<AlternativeNames> {
+    const EXTENSIONS: &str = "1.2.840.113549.1.9.14";
+    const SUBJECT_ALTERNATIVE_NAME: &str = "2.5.29.17";
+    let mut names = AlternativeNames::default();
+    for attribute in request.info.attributes.iter().filter(|attribute| attribute.oid.to_string() == EXTENSIONS) {
+        for value in attribute.values.iter() {
+            let extensions: ExtensionReq = value.decode_as().ok()?;
+            for extension in extensions.0.iter().filter(|extension| extension.extn_id.to_string() == SUBJECT_ALTERNATIVE_NAME) {
+                for name in SubjectAltName::from_der(extension.extn_value.as_bytes()).ok()?.0 {
+                    match name {
+                        GeneralName::DnsName(name) => names.dns.push(name.to_string()),
+                        GeneralName::IpAddress(bytes) => names.addresses.push(address(bytes.as_bytes())?),
+                        _ => names.others = true,
+                    }
+                }
+            }
+        }
+    }
+    Some(names)
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -176,6 +278,7 @@ mod tests {
             usages: ["digital signature", "key encipherment", "client auth"].map(str::to_owned).into(),
             organizations: vec!["system:nodes".into()],
             common_name: "system:node:n1".into(),
+            names: AlternativeNames::default(),
             state: State::Pending,
         }
     }
@@ -189,7 +292,8 @@ mod tests {
         };
         assert_eq!(objection(|_| ()), None);
         assert_eq!(objection(|r| r.usages.retain(|u| u != "key encipherment")), None);
-        let wrong: [fn(&mut Request); 8] = [
+        let wrong: [fn(&mut Request); 9] = [
+            |r| r.names.dns.push("n1".into()),
             |r| r.requestor = "system:bootstrap:zzzzzz".into(),
             |r| r.requestor = "system:node:n1".into(),
             |r| r.common_name = "system:node:n2".into(),
@@ -198,6 +302,38 @@ mod tests {
             |r| r.usages.push("server auth".into()),
             |r| r.usages.clear(),
             |r| r.signer = Some("kubernetes.io/kube-apiserver-client".into()),
+        ];
+        for change in wrong {
+            assert!(objection(change).is_some());
+        }
+    }
+
+    #[test]
+    fn only_a_nodes_own_name_and_address_are_served() {
+        let own: IpAddr = "192.168.3.104".parse().unwrap();
+        let objection = |change: fn(&mut Request)| {
+            let mut request = Request {
+                requestor: "system:node:n1".into(),
+                signer: Some(SERVING_SIGNER.into()),
+                usages: ["digital signature", "server auth"].map(str::to_owned).into(),
+                names: AlternativeNames { dns: vec!["n1".into()], addresses: vec!["192.168.3.104".parse().unwrap()], others: false },
+                ..request()
+            };
+            change(&mut request);
+            request.serving_objection("n1", "node-1", own)
+        };
+        assert_eq!(objection(|_| ()), None);
+        assert_eq!(objection(|r| r.names.dns = vec!["node-1".into()]), None);
+        assert_eq!(objection(|r| r.names.dns.clear()), None);
+        let wrong: [fn(&mut Request); 8] = [
+            |r| r.names.dns.push("kubernetes.default.svc".into()),
+            |r| r.names.addresses.push("192.168.3.101".parse().unwrap()),
+            |r| r.names.others = true,
+            |r| r.names = AlternativeNames::default(),
+            |r| r.requestor = "system:node:n2".into(),
+            |r| r.signer = Some(CLIENT_SIGNER.into()),
+            |r| r.usages.push("client auth".into()),
+            |r| r.common_name = "system:node:n2".into(),
         ];
         for change in wrong {
             assert!(objection(change).is_some());

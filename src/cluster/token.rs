@@ -9,6 +9,7 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde::Serialize;
 
 use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, NODE_ANNOTATION, absent_as_none, within};
+use crate::diagnosis::TokenState;
 use crate::error::{Error, Exit, Result};
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
@@ -164,10 +165,11 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    pub async fn create_token(&self, token: &Token, terms: &Terms) -> Result<()> {
-        within(format!("creating the token {}", token.id), self.tokens().create(&PostParams::default(), &token.secret(terms)))
-            .await
-            .map(drop)
+    /// Returns the API server's own clock, in seconds since 1970.
+    pub async fn create_token(&self, token: &Token, terms: &Terms) -> Result<Option<i64>> {
+        let what = format!("creating the token {}", token.id);
+        let made = within(what, self.tokens().create(&PostParams::default(), &token.secret(terms))).await?;
+        Ok(made.metadata.creation_timestamp.map(|time| time.0.as_second()))
     }
 
     pub async fn list_tokens(&self, secrets: bool) -> Result<Vec<Listed>> {
@@ -183,6 +185,13 @@ impl Cluster {
             absent_as_none(self.tokens().delete(&name, &DeleteParams::default()).await).map(|found| found.is_some())
         })
         .await
+    }
+
+    pub async fn token_state(&self, id: &str) -> Result<TokenState> {
+        let found = within(format!("looking for the token {id}"), self.tokens().get_opt(&format!("bootstrap-token-{id}"))).await?;
+        let Some(secret) = found else { return Ok(TokenState::Gone) };
+        let until = listed(&secret, false).expiration.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        Ok(if until.is_some_and(|until| until <= jiff::Timestamp::now()) { TokenState::Expired } else { TokenState::Alive })
     }
 
     pub async fn token_exists(&self, id: &str) -> Result<bool> {

@@ -6,12 +6,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use super::image::PREPARED;
 use super::{Setting, up};
 use crate::cli::{self, OnFailure, Output};
 use crate::error::{Context, Error, Exit, Result};
+use crate::first_boot::is_red_hat;
 use crate::libvirt::Host;
-use crate::plan::{HostKey, Plan};
-use crate::spec::{Network, Size, Spec, is_node_name};
+use crate::plan::Plan;
+use crate::spec::{FirstBoot, Network, Size, Spec, is_node_name};
 use crate::state::StateDir;
 use crate::ui;
 use crate::ui::prompt::{Prompt, Question};
@@ -31,13 +33,9 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     let spec = Spec::parse(&text, "the spec of these answers")?;
     let plan = Plan::new(&spec, setting.templates()?, &[])?;
     let node = plan.nodes[0].clone();
-    let nobody = HostKey { public: String::new(), private: None };
-    let network = plan.seed_files(&node, &nobody, &[])?.into_iter().find(|(name, _)| *name == "network-config");
-    prompt.say(&format!(
-        "\nthe guest's network, on the interface with the MAC {}:\n{}",
-        node.mac,
-        network.map(|(_, text)| text).unwrap_or_default()
-    ));
+    let (reader, network) = plan.network_file(&node)?;
+    let note = if node.first_boot == FirstBoot::Inject { "; the guest's first boot takes the file that its system reads" } else { "" };
+    prompt.say(&format!("\nthe guest's network by {reader}, on the interface with the MAC {}{note}:\n{network}", node.mac));
     if !prompt.confirm("Go on with this?")? {
         return Err(Error::new("nothing was made").with_exit(Exit::Refused));
     }
@@ -132,10 +130,23 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
             "memory": memory, "disk": disk, "gateway": gateway, "dns": [dns],
         }],
     });
+    if first_boot(args, template) == FirstBoot::Inject {
+        spec["nodes"][0]["first_boot"] = json!(FirstBoot::Inject);
+    }
     if args.join {
         join(args, &mut spec)?;
     }
     serde_saphyr::to_string(&spec).doing("writing the spec")
+}
+
+/// CentOS images without cloud-init are what this command was made for; one that has it leaves our unit idle.
+fn first_boot(args: &cli::Create, template: &str) -> FirstBoot {
+    match args.first_boot {
+        Some(cli::FirstBoot::Image) => FirstBoot::Image,
+        Some(cli::FirstBoot::Inject) => FirstBoot::Inject,
+        None if is_red_hat(template) && !template.contains(PREPARED) => FirstBoot::Inject,
+        None => FirstBoot::Image,
+    }
 }
 
 /// What `--join` adds: the cluster, the steps, the kubelet.

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{Setting, load_spec, open_cluster};
 use crate::cli::{self, Output};
 use crate::error::{Error, Exit, Result, one_line};
+use crate::guestfs;
 use crate::libvirt::Host;
 use crate::plan;
 use crate::spec;
@@ -28,10 +29,15 @@ fn bad(error: &Error) -> Finding {
     Finding::bad(one_line(error), error.help().unwrap_or("see the cause above"))
 }
 
-/// Programs that `nodegraft ssh` and people use; the pipeline itself needs none.
+/// Programs that `nodegraft ssh` and people use; the pipeline itself needs one, and that only for images without cloud-init.
 fn tools() -> Vec<Finding> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    [("ssh", "openssh-client", "`nodegraft ssh` needs it"), ("virsh", "libvirt-clients", "handy beside nodegraft")]
+    let known = [
+        ("ssh", "openssh-client", "`nodegraft ssh` needs it"),
+        ("virsh", "libvirt-clients", "handy beside nodegraft"),
+        (guestfs::PROGRAM, "guestfs-tools", "templates without cloud-init need it"),
+    ];
+    known
         .into_iter()
         .map(|(tool, package, why)| {
             if std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {

@@ -60,7 +60,7 @@ async fn remove(run: Arc<Run>, node: Node, setting: &Setting) -> NodeResult {
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
     let existed = node_run.exists().await;
-    let stages = node_stages(joins(&node_run.run));
+    let stages = node_stages(&node_run.node, joins(&node_run.run));
     let walk =
         Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let errors = walk.backward(|_| true).await;

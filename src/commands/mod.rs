@@ -4,6 +4,8 @@ pub mod access;
 pub mod create;
 pub mod doctor;
 pub mod down;
+pub mod image;
+pub mod join;
 pub mod kubeconfig;
 pub mod plan;
 pub mod session;
@@ -73,16 +75,23 @@ pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
     Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), drain }))
 }
 
-/// The cluster that the flags name: a spec's, or a kubeconfig's.
-pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster> {
+/// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.
+pub async fn joined_cluster(args: &ClusterArgs, setting: &Setting) -> Result<(PlannedCluster, Cluster)> {
     let planned = match &args.file {
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
         None => PlannedCluster::of_kubeconfig(args.kubeconfig.as_deref().unwrap_or("~/.kube/config"), args.context.clone()),
     };
     let source = planned
         .source
+        .clone()
         .ok_or_else(|| Error::new("this spec joins no cluster").with_help("name one with --kubeconfig").with_exit(Exit::Usage))?;
-    open_cluster(&source).await
+    let cluster = open_cluster(&source).await?;
+    Ok((planned, cluster))
+}
+
+/// The connection alone.
+pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster> {
+    joined_cluster(args, setting).await.map(|(_, cluster)| cluster)
 }
 
 /// The planned cluster, or `None` where nothing joins.
@@ -113,23 +122,28 @@ pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
 
 async fn read_control_plane(at: &str) -> Result<(String, String)> {
     const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
-    let (user, rest) = at.split_once('@').unwrap_or(("root", at));
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().unwrap_or(22)),
-        _ => (rest, 22),
-    };
-    let dir = expand_home("~/.ssh");
-    let target = Target {
-        host: host.to_owned(),
-        port,
-        user: user.to_owned(),
-        trust: Trust::KnownHosts(dir.join("known_hosts")),
-        identity: Identity::Own { dir },
-    };
-    let session = Session::open(target, LIMIT)
+    let session = Session::open(own_login(at), LIMIT)
         .await
         .doing(format!("logging in to the control plane {at}"))
         .map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
     let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
     Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
+}
+
+/// `[user@]host[:port]`, with the user's own keys and known_hosts.
+pub fn own_login(at: &str) -> Target {
+    let (user, rest) = at.split_once('@').unwrap_or(("root", at));
+    let (host, port) = match rest.rsplit_once(':') {
+        // An IPv6 address without brackets has no port behind its last colon.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().unwrap_or(22)),
+        _ => (rest, 22),
+    };
+    let dir = expand_home("~/.ssh");
+    Target {
+        host: host.trim_matches(['[', ']']).to_owned(),
+        port,
+        user: user.to_owned(),
+        trust: Trust::KnownHosts(dir.join("known_hosts")),
+        identity: Identity::Own { dir },
+    }
 }

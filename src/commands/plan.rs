@@ -6,7 +6,7 @@ use super::Setting;
 use crate::cli::{self, Output};
 use crate::error::{Exit, Result};
 use crate::plan::{HostFacts, HostKey, Node, Plan, SeedState};
-use crate::spec::{Clone as CloneMode, Size};
+use crate::spec::{Clone as CloneMode, FirstBoot, Size};
 use crate::ui;
 
 /// A plan as data, for `--output json`.
@@ -54,6 +54,7 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
     let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
     [
         ("Volume", format!("{} in {}: {how} {}, {}", node.volume, plan.host.pool, node.template, Size(node.disk))),
+        ("Inject", "the first-boot unit, offline, by virt-customize".into()),
         (
             "Seed",
             format!(
@@ -75,6 +76,7 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
     ]
     .into_iter()
     .filter(|(stage, _)| plan.cluster.source.is_some() || !["Join", "Ready"].contains(stage))
+    .filter(|(stage, _)| *stage != "Inject" || node.first_boot == FirstBoot::Inject)
     .map(|(stage, what)| (stage.to_owned(), what))
     .collect()
 }
@@ -98,7 +100,7 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
     let server = plan.cluster.server.as_deref().unwrap_or("<server of the kubeconfig>");
     files.push(("join/bootstrap-kubelet.conf".into(), plan.bootstrap_kubeconfig(server, "<CA of the kubeconfig>", "<token, made by up>")?));
     for name in ["join/reset.sh", "join/start.sh"] {
-        files.push((name.into(), plan.templates.render(name, &serde_json::json!({"node": node}))?));
+        files.push((name.into(), plan.templates.render(name, &serde_json::json!({"node": plan.member(node)}))?));
     }
     Ok(files)
 }

@@ -17,13 +17,16 @@ use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     let mut plan = setting.plan(&args.spec)?;
-    plan.cluster.access = match args.access {
-        None => plan.cluster.access,
-        Some(AccessMode::Ensure) => Access::Ensure,
-        Some(AccessMode::Require) => Access::Require,
-        Some(AccessMode::None) => Access::None,
-    };
+    plan.cluster.access = args.access.map_or(plan.cluster.access, access);
     run_plan(plan, args.parallel, args.on_failure, &args.spec.file, setting).await
+}
+
+pub(super) fn access(mode: AccessMode) -> Access {
+    match mode {
+        AccessMode::Ensure => Access::Ensure,
+        AccessMode::Require => Access::Require,
+        AccessMode::None => Access::None,
+    }
 }
 
 /// Brings a plan's nodes up. `file` is where its spec is, for what to do next.
@@ -70,8 +73,8 @@ pub(super) fn joins(run: &Run) -> bool {
 }
 
 pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
-    let stages: Vec<String> = node_stages(plan.cluster.source.is_some()).iter().map(|stage| stage.name().to_owned()).collect();
-    plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages.clone() }).collect()
+    let stages = |node| node_stages(node, plan.cluster.source.is_some()).iter().map(|stage| stage.name().to_owned()).collect();
+    plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages(node) }).collect()
 }
 
 /// What is true for all nodes, before any of them is touched.
@@ -89,7 +92,7 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
     let begun = Instant::now();
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
-    let stages = node_stages(joins(&node_run.run));
+    let stages = node_stages(&node_run.node, joins(&node_run.run));
     let walk =
         Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
     let Walked { applied, result } = walk.forward().await;

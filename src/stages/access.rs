@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::Run;
+use super::candidate::Joining;
 use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
 use crate::error::{Context, Error, Exit, Result};
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
@@ -17,47 +17,41 @@ const ANY_TOKEN: &str = "system:bootstrap:000000";
 pub struct Access;
 
 #[async_trait]
-impl Stage<Run> for Access {
+impl<C: Joining> Stage<C> for Access {
     fn name(&self) -> &'static str {
         "Access"
     }
 
-    fn deadline(&self, _: &Run) -> Duration {
+    fn deadline(&self, _: &C) -> Duration {
         Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &Run, _: &Reporter) -> Result<Check> {
-        if on.plan.cluster.access == spec::Access::None {
+    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+        if on.terms().access == spec::Access::None {
             return Ok(Check::Done("not looked at, as the spec says".into()));
         }
-        let group = on.plan.cluster.group();
+        let group = on.terms().group();
         if on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             return Ok(Check::Done("tokens may ask for certificates".into()));
         }
-        if on.plan.cluster.access == spec::Access::Require {
+        if on.terms().access == spec::Access::Require {
             return Ok(Check::Conflict(missing(&group)));
         }
         Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
     }
 
-    async fn apply(&self, on: &Run, report: &Reporter) -> Result<()> {
-        let group = on.plan.cluster.group();
+    async fn apply(&self, on: &C, report: &Reporter) -> Result<()> {
+        let group = on.terms().group();
         if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
             return Err(missing(&group));
         }
-        on.cluster()
-            .bind(&Binding::of_cluster(&on.plan.cluster.name, group.clone()))
-            .await
-            .map_err(|error| missing(&group).because(error))?;
+        on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await.map_err(|error| missing(&group).because(error))?;
         // The authorizer learns of a binding a moment after it was made.
         let until = Instant::now() + Duration::from_secs(20);
         while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
             if Instant::now() > until {
-                return Err(Error::new(format!(
-                    "the binding {} was made, but does not work after 20 s",
-                    binding_name(&on.plan.cluster.name)
-                ))
-                .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
+                return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.terms().name)))
+                    .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
             }
             report.progress("waiting for the binding to take effect");
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -65,8 +59,8 @@ impl Stage<Run> for Access {
         Ok(())
     }
 
-    async fn undo(&self, on: &Run, _: &Reporter) -> Result<Undone> {
-        let name = binding_name(&on.plan.cluster.name);
+    async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
+        let name = binding_name(&on.terms().name);
         Ok(if on.cluster().unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
     }
 }

@@ -112,7 +112,7 @@ fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
         "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?".to_owned()
     } else {
         format!(
-            "if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init? raise `deadlines: {{boot: ..}}` for a slow host",
+            "if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init (if not: `first_boot: inject`)? raise `deadlines: {{boot: ..}}` for a slow host",
             on.node.address
         )
     };

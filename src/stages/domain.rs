@@ -45,6 +45,10 @@ impl Stage<NodeRun> for Domain {
 
     async fn apply(&self, on: &NodeRun, _: &Reporter) -> Result<()> {
         let host = &on.run.host;
+        // libvirt refuses a second definition of the same name.
+        if on.domain().await?.is_some_and(|domain| is_ours(&domain, on)) {
+            return Ok(());
+        }
         let path = async |name: &str| {
             let volume = host.volume(on.pool(), name).await?;
             volume.map(|v| v.path).ok_or_else(|| {

@@ -31,7 +31,7 @@ impl Stage<NodeRun> for Login {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        let session = match on.session(ATTEMPT).await {
+        let session = match on.open_session(ATTEMPT).await {
             Ok(session) => session,
             Err(error @ OpenError::WrongHostKey { .. }) => return Ok(Check::Conflict(wrong_key(on, error))),
             Err(error) => return Ok(Check::Needed(error.to_string())),
@@ -74,7 +74,7 @@ impl Stage<NodeRun> for Login {
 
 async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Session> {
     loop {
-        let error = match on.session(ATTEMPT).await {
+        let error = match on.open_session(ATTEMPT).await {
             Ok(session) => return Ok(session),
             Err(error @ OpenError::WrongHostKey { .. }) => return Err(wrong_key(on, error)),
             Err(error) => error,
@@ -82,7 +82,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
         if Instant::now() > until {
             let help = match &error {
                 OpenError::Refused { .. } => {
-                    "the guest does not let our key in: does the template run cloud-init, and does `ssh.user` exist there?"
+                    "the guest does not let our key in: does the template run cloud-init (if not: `first_boot: inject`), and does `ssh.user` exist there?"
                 }
                 _ => "the guest's sshd does not stay up: look at its console",
             };
@@ -132,7 +132,7 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
                 Size(size / (1 << 20) * (1 << 20)),
                 Size(on.node.disk)
             ),
-            Some("the image cannot grow it: it needs cloud-init's growpart and resizefs".into()),
+            Some("the image cannot grow it: it needs growpart (cloud-guest-utils) and its file system's own tools".into()),
         );
     }
     Ok(())

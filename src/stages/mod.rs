@@ -2,14 +2,17 @@
 //!
 //! ```text
 //! once per run :  Preflight  Access
-//! once per node:  Volume  Seed  Domain  Boot  Login  Steps  Join  Ready
+//! once per node:  Volume  (Inject)  Seed  Domain  Boot  Login  Steps  Join  Ready
 //! ```
 //!
 //! One file per stage. A stage may use the rooms and the core; it may not print, spawn a process, or call another stage.
 
 mod access;
 mod boot;
+pub mod candidate;
 mod domain;
+mod facts;
+mod inject;
 mod join;
 mod login;
 pub mod preflight;
@@ -23,11 +26,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use candidate::{Candidate, Joining};
+
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::libvirt::{Host, console::Console, domain::Domain};
 use crate::pipeline::stage::Stage;
-use crate::plan::{self, HostKey, Mark, Plan};
+use crate::plan::{self, HostKey, Mark, Member, Plan};
+use crate::spec::FirstBoot;
 use crate::ssh::{Identity, OpenError, Session, Target, Trust};
 use crate::state::{LoginKey, StateDir};
 
@@ -35,26 +41,36 @@ use crate::state::{LoginKey, StateDir};
 pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Run>>> {
     let mut stages: Vec<Box<dyn Stage<Run>>> = vec![Box::new(preflight::Preflight)];
     if join {
-        stages.push(Box::new(access::Access));
+        stages.extend(access_stages());
     }
     stages
 }
 
-/// Once per node, in this order; `down` walks it backward.
-pub fn node_stages(join: bool) -> Vec<Box<dyn Stage<NodeRun>>> {
-    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![
-        Box::new(volume::Volume),
-        Box::new(seed::Seed),
-        Box::new(domain::Domain),
-        Box::new(boot::Boot),
-        Box::new(login::Login),
-        Box::new(steps::Steps),
-    ];
+/// Once per node, in this order; `down` walks it backward. Inject is there for a node that asks for it.
+pub fn node_stages(node: &plan::Node, join: bool) -> Vec<Box<dyn Stage<NodeRun>>> {
+    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![Box::new(volume::Volume)];
+    if node.first_boot == FirstBoot::Inject {
+        stages.push(Box::new(inject::Inject));
+    }
+    stages.push(Box::new(seed::Seed));
+    stages.push(Box::new(domain::Domain));
+    stages.push(Box::new(boot::Boot));
+    stages.push(Box::new(login::Login));
+    stages.push(Box::new(steps::Steps));
     if join {
-        stages.push(Box::new(join::Join));
-        stages.push(Box::new(ready::Ready));
+        stages.extend(join_stages());
     }
     stages
+}
+
+/// The end of the list: the join alone, of a VM or of a machine that was there before.
+pub fn join_stages<C: Candidate>() -> Vec<Box<dyn Stage<C>>> {
+    vec![Box::new(join::Join), Box::new(ready::Ready)]
+}
+
+/// What a join needs of the cluster, once per run.
+pub fn access_stages<C: Joining>() -> Vec<Box<dyn Stage<C>>> {
+    vec![Box::new(access::Access)]
 }
 
 /// What all stages of a run share.
@@ -72,13 +88,6 @@ pub struct Run {
     pub drain: Drain,
 }
 
-impl Run {
-    /// The cluster, for the stages that are in the list only where there is one.
-    fn cluster(&self) -> &Cluster {
-        self.cluster.as_ref().expect("Access, Join and Ready are not in the list of machines that join nothing")
-    }
-}
-
 /// Whether nodes are drained before they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drain {
@@ -91,19 +100,26 @@ pub enum Drain {
 pub struct NodeRun {
     pub run: Arc<Run>,
     pub node: plan::Node,
+    member: Member,
     /// The volume was made by this run, so it is not somebody's leftover.
     volume_made: AtomicBool,
-    host_key: Mutex<Option<HostKey>>,
+    /// Our first-boot unit was put into that volume.
+    injected: AtomicBool,
+    /// Made by Seed, recorded by Domain.
+    pub host_key: Mutex<Option<HostKey>>,
     console: Mutex<Option<Console>>,
     session: Mutex<Option<Session>>,
 }
 
 impl NodeRun {
     pub fn new(run: Arc<Run>, node: plan::Node) -> Self {
+        let member = run.plan.member(&node);
         Self {
             run,
             node,
+            member,
             volume_made: AtomicBool::new(false),
+            injected: AtomicBool::new(false),
             host_key: Mutex::default(),
             console: Mutex::default(),
             session: Mutex::default(),
@@ -141,10 +157,10 @@ impl NodeRun {
     }
 
     /// A session that works, opened anew if the last one broke.
-    async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
+    async fn open_session(&self, deadline: Duration) -> Result<Session, OpenError> {
         let kept = locked(&self.session).clone();
         if let Some(session) = kept
-            && session.output("true", Duration::from_secs(5)).await.is_ok()
+            && session.works().await
         {
             return Ok(session);
         }

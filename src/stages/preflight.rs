@@ -12,10 +12,11 @@ use super::join::taken;
 use crate::cluster::Cluster;
 use crate::cluster::access::Right;
 use crate::error::{Error, Exit, Result, one_line};
+use crate::guestfs;
 use crate::libvirt::{Host, NetworkState, kvm_works_here};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Node, Plan};
-use crate::spec::{self, Clone as CloneMode, Network, Size, VirtType};
+use crate::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
 
 /// What an overlay may grow to before anyone looks again.
 const OVERLAY_ROOM: u64 = 1 << 30;
@@ -186,6 +187,9 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Ve
             Err(error) => Finding::bad(format!("{path} cannot be read: {error}"), "correct `kubelet.file` in the spec"),
         });
     }
+    if plan.nodes.iter().any(|node| node.first_boot == FirstBoot::Inject) {
+        findings.push(injection(host));
+    }
     let marked = host.marked_domains().await?;
     let mut fresh = Vec::new();
     for node in &plan.nodes {
@@ -229,6 +233,20 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Ve
         });
     }
     Ok(findings)
+}
+
+/// Whether the first-boot unit can be put into clones from here.
+pub fn injection(host: &Host) -> Finding {
+    if !host.is_local() {
+        Finding::bad(
+            "`first_boot: inject` edits the clone's file, which is on another host",
+            "on that host: nodegraft image prepare TEMPLATE; then name what it made as `template`, without `first_boot`",
+        )
+    } else if !guestfs::is_installed() {
+        Finding::bad("virt-customize is not installed, and puts the first-boot unit into images", "apt-get install guestfs-tools")
+    } else {
+        Finding::good("virt-customize is installed")
+    }
 }
 
 async fn templates(host: &Host, plan: &Plan) -> Result<Vec<Finding>> {
@@ -305,6 +323,8 @@ fn arp_entry(table: &str, ip: IpAddr) -> Option<&str> {
     })
 }
 
+const APPROVE: &str = "approve certificate requests";
+
 /// The cluster: its version, its certificates API, and what we may do there.
 pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
     let mut findings = vec![
@@ -315,12 +335,17 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
         ("create", "", "secrets", Some("kube-system"), "mint bootstrap tokens"),
         ("delete", "", "secrets", Some("kube-system"), "delete bootstrap tokens"),
         ("list", "certificates.k8s.io", "certificatesigningrequests", None, "see certificate requests"),
-        ("update", "certificates.k8s.io", "certificatesigningrequests/approval", None, "approve certificate requests"),
+        ("update", "certificates.k8s.io", "certificatesigningrequests/approval", None, APPROVE),
         ("delete", "", "nodes", None, "delete Nodes"),
     ];
     for (verb, group, resource, namespace, purpose) in needed {
         findings.push(match cluster.may_we(verb, group, resource, namespace).await {
             Ok(true) => Finding::good(format!("this kubeconfig may {purpose}")),
+            // The cluster's own controllers may do it instead; if nobody does, the join says so.
+            Ok(false) if purpose == APPROVE => Finding::doubtful(
+                format!("this kubeconfig may not {purpose}"),
+                "somebody else must: nodegraft access grant lets the controllers",
+            ),
             Ok(false) => Finding::bad(format!("this kubeconfig may not {purpose}"), "use an administrator's kubeconfig"),
             Err(error) => Finding::bad(one_line(&error), "is the API server well?"),
         });

@@ -5,63 +5,69 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Drain, NodeRun, locked};
+use super::candidate::Candidate;
+use super::facts::{self, Begun, Known};
+use super::{Drain, locked};
+use crate::diagnosis::Waited;
 use crate::error::{Error, Result};
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+
+const SHORT: Duration = Duration::from_secs(60);
 
 pub struct Ready;
 
 #[async_trait]
-impl Stage<NodeRun> for Ready {
+impl<C: Candidate> Stage<C> for Ready {
     fn name(&self) -> &'static str {
         "Ready"
     }
 
-    fn deadline(&self, on: &NodeRun) -> Duration {
-        on.node.deadlines.ready + Duration::from_secs(30)
+    fn deadline(&self, on: &C) -> Duration {
+        on.member().deadlines.ready + Duration::from_secs(30)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        Ok(match on.run.cluster().node(&on.node.name).await? {
+    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+        Ok(match on.cluster().node(&on.member().name).await? {
             Some(node) if node.ready => Check::Done(format!("{}, {}", node.kubelet, node.runtime)),
             Some(node) => Check::Needed(node.message),
             None => Check::Needed("the Node does not exist yet".into()),
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &C, report: &Reporter) -> Result<()> {
         let last = Mutex::new(None);
-        let watch = on.run.cluster().watch_node(
-            &on.node.name,
+        let watch = on.cluster().watch_node(
+            &on.member().name,
             |node| node.ready,
             |node| {
                 report.progress(format!("waiting for Ready: {}", node.message));
                 *locked(&last) = Some(node.clone());
             },
         );
-        let limit = on.node.deadlines.ready;
-        let Err(_) = tokio::time::timeout(limit, watch).await.map(|done| done.map(drop)) else { return Ok(()) };
+        let limit = on.member().deadlines.ready;
+        if let Ok(seen) = tokio::time::timeout(limit, watch).await {
+            return seen.map(drop);
+        }
         let last = locked(&last).clone();
         let seconds = limit.as_secs();
         Err(match last {
-            Some(node) if node.lacks_network() => Error::new(format!("{} lacks only its network plugin after {seconds} s", on.node.name))
-                .because(Error::new(node.message))
-                .with_help("install the cluster's network plugin, or set the profile's `cni_subnet` for a plain bridge"),
-            Some(node) => Error::new(format!("{} is not Ready after {seconds} s", on.node.name))
-                .because(Error::new(node.message))
-                .with_help(format!("look at the kubelet: nodegraft exec {} -- journalctl -u kubelet -n 50", on.node.name)),
-            None => {
-                Error::new(format!("the Node {} did not appear within {seconds} s", on.node.name)).with_help("was it deleted meanwhile?")
+            Some(node) if node.lacks_network() => {
+                Error::new(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
+                    .because(Error::new(node.message))
+                    .with_help("install the cluster's network plugin, or set the profile's `cni_subnet` for a plain bridge")
             }
+            Some(node) => not_ready(on, node.message, limit).await,
+            None => Error::new(format!("the Node {} did not appear within {seconds} s", on.member().name))
+                .with_help("was it deleted meanwhile?"),
         })
     }
 
     /// Leaving begins with a drain: pods are evicted as their budgets allow, and nothing goes on before they are gone.
-    async fn undo(&self, on: &NodeRun, report: &Reporter) -> Result<Undone> {
-        let (cluster, name) = (on.run.cluster(), &on.node.name);
-        let Drain::Within(limit) = on.run.drain else { return Ok(Undone::Absent) };
+    async fn undo(&self, on: &C, report: &Reporter) -> Result<Undone> {
+        let (cluster, name) = (on.cluster(), &on.member().name);
+        let Drain::Within(limit) = on.drain() else { return Ok(Undone::Absent) };
         let Some(node) = cluster.node(name).await? else { return Ok(Undone::Absent) };
-        if !node.belongs_to(&on.run.plan.cluster.name, name, &on.node.machine_id) {
+        if !node.belongs_to(&on.terms().name, name, &on.member().machine_id) {
             return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
         }
         let evicted = cluster.drain(name, limit, node.ready, |what| report.progress(what)).await?;
@@ -72,10 +78,24 @@ impl Stage<NodeRun> for Ready {
         true
     }
 
-    fn undo_deadline(&self, on: &NodeRun) -> Duration {
-        match on.run.drain {
+    fn undo_deadline(&self, on: &C) -> Duration {
+        match on.drain() {
             Drain::Within(limit) => limit + Duration::from_secs(60),
             Drain::No => Duration::from_secs(60),
         }
+    }
+}
+
+/// The Node's own message, and what the machine shows besides.
+async fn not_ready<C: Candidate>(on: &C, message: String, limit: Duration) -> Error {
+    let what = format!("{} is not Ready after {} s: {message}", on.member().name, limit.as_secs());
+    let look = async {
+        let session = on.session(SHORT).await.ok()?;
+        let begun = Begun::now(&session, None).await.ok()?.before(limit);
+        Some(facts::facts(on, &session, begun, Waited::Ready, Known::nothing()).await)
+    };
+    match look.await {
+        Some(facts) => facts::error(what, &facts),
+        None => Error::new(what).with_help("the machine does not let us in any more: look at its console"),
     }
 }

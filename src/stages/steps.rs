@@ -33,7 +33,7 @@ impl Stage<NodeRun> for Steps {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        let session = on.session(SHORT).await.doing("logging in")?;
+        let session = on.open_session(SHORT).await.doing("logging in")?;
         let pending = pending(on, &session).await?;
         Ok(match pending.first() {
             None => Check::Done(on.node.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(", ")),
@@ -42,7 +42,7 @@ impl Stage<NodeRun> for Steps {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
-        let session = on.session(SHORT).await.doing("logging in")?;
+        let session = on.open_session(SHORT).await.doing("logging in")?;
         for step in pending(on, &session).await? {
             if let Some(upload) = on.node.upload.as_ref().filter(|upload| step.script.contains(&upload.to)) {
                 send(&session, upload, report).await?;

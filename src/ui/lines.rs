@@ -98,7 +98,8 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
         Event::RunFinished { command, done, unchanged, failed, stopped, seconds, next } => {
             let mut text = match (command.as_str(), done, failed + stopped) {
                 ("up" | "create", 0, 0) => format!("nothing to do: {} as the spec says ({seconds:.1} s)\n", are(*unchanged)),
-                ("up", _, 0) => format!("{} Ready in {seconds:.1} s\n", are(done + unchanged)),
+                ("join", 0, 0) => format!("nothing to do: {} in the cluster and Ready ({seconds:.1} s)\n", are(*unchanged)),
+                ("up" | "join", _, 0) => format!("{} Ready in {seconds:.1} s\n", are(done + unchanged)),
                 ("create", _, 0) => format!("{} up after {seconds:.1} s\n", are(done + unchanged)),
                 ("down", 0, 0) => format!("nothing to remove ({seconds:.1} s)\n"),
                 ("down", _, 0) => format!("{} gone after {seconds:.1} s\n", are(*done)),

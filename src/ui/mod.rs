@@ -58,6 +58,11 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Says on stderr what a command without a pipeline is at.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", style(text).for_stderr().dim());
+}
+
 /// Prints a result as data; a command that has words of its own for people does not come here with `Text`.
 pub fn print_data(value: &impl Serialize, output: Output) -> Result<()> {
     let text = match output {

@@ -62,7 +62,7 @@ const RECORDED: [&str; 14] = [
 ];
 
 /// Copies a program and the libraries it is linked with.
-fn install(root: &Path, program: &str) {
+pub fn install(root: &Path, program: &str) {
     let found = Command::new("sh").args(["-c", &format!("readlink -f \"$(command -v {program})\"")]).output().unwrap();
     let path = String::from_utf8(found.stdout).unwrap().trim().to_owned();
     fs::copy(&path, root.join("bin").join(program)).unwrap();
@@ -71,6 +71,15 @@ fn install(root: &Path, program: &str) {
         let to = root.join(library.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(library, to).unwrap();
+    }
+}
+
+/// Puts a recorder in the place of each of these commands.
+pub fn record(root: &Path, names: &[&str], recorder: &str) {
+    for name in names {
+        let path = root.join("bin").join(name);
+        fs::write(&path, recorder).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 }
 
@@ -95,11 +104,7 @@ fn root_tree(root: &Path) {
     for program in ["bash", "sed", "grep", "cat", "mkdir", "mv", "rm"] {
         install(root, program);
     }
-    for name in RECORDED {
-        let path = root.join("bin").join(name);
-        fs::write(&path, RECORDER).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    record(root, &RECORDED, RECORDER);
     must("mknod", &["-m", "666", root.join("dev/null").to_str().unwrap(), "c", "1", "3"]);
     let files = [
         ("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n"),

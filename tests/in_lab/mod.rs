@@ -3,6 +3,8 @@
 
 mod centos7;
 mod chapters;
+mod first_boot;
+mod machines;
 mod refusals;
 mod roads;
 mod troubles;
@@ -35,6 +37,9 @@ pub fn kubelet(version: &str) -> PathBuf {
     PathBuf::from(variable("NODEGRAFT_LAB_KUBERNETES")).join(version).join("kubelet")
 }
 
+/// Held by a test that changes, or looks at, what `access grant` makes: there is one of it in each cluster.
+pub static GRANTS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// A cluster of one test: its spec, its state directory, its home. Taken down when dropped.
 pub struct World {
     pub name: String,
@@ -54,6 +59,8 @@ impl World {
     pub fn new(name: &str, version: &'static str, nodes: &[&str], change: impl Fn(String) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (profile, template) = if version == OLD { ("debian-docker", "debian12") } else { ("debian-containerd", "debian13") };
+        // The older image has no cloud-init.
+        let first_boot = if version == OLD { "  first_boot: inject\n" } else { "" };
         let sum = Command::new("sha256sum").arg(kubelet(version)).output().unwrap();
         let sum = String::from_utf8(sum.stdout).unwrap();
         let text = format!(
@@ -61,7 +68,7 @@ impl World {
              cluster:\n  name: {name}\n  kubeconfig: {}\n\
              host:\n  uri: {}\n  pool: kvmimage\n  network: {{bridge: br0}}\n  disk_cache: unsafe\n\
              defaults:\n  template: {template}.qcow2\n  profile: {profile}\n  cpus: 1\n  memory: 2GiB\n  disk: 8GiB\n  \
-             gateway: 192.168.3.1\n  dns: [192.168.3.1]\n  deadlines: {{boot: 10m, login: 10m, join: 10m, ready: 10m}}\n  \
+             gateway: 192.168.3.1\n  dns: [192.168.3.1]\n{first_boot}  deadlines: {{boot: 10m, login: 10m, join: 10m, ready: 10m}}\n  \
              kubelet:\n    version: {}\n    url: http://192.168.3.1/kubernetes/{version}/kubelet\n    sha256: {}\n\
              nodes:\n{}",
             kubernetes(version).join("admin.conf").display(),
@@ -207,6 +214,52 @@ impl Drop for World {
     fn drop(&mut self) {
         // A world's own `down` is part of its test; this one is for tests that failed half-way.
         let _ = self.command(&["down"]).output();
+    }
+}
+
+/// A kubeconfig for a user of today's cluster who has these rules and no others. The role goes when it is dropped.
+pub struct Limited {
+    dir: TempDir,
+    name: &'static str,
+}
+
+impl Limited {
+    pub fn new(name: &'static str, rules: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let ca = |name: &str| kubernetes(NEW).join(name).display().to_string();
+        let (key, csr, crt, extensions) = (path("key"), path("csr"), path("crt"), path("extensions"));
+        must("openssl", &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &csr, "-subj", &format!("/CN={name}")]);
+        fs::write(&extensions, "extendedKeyUsage=clientAuth\n").unwrap();
+        let sign = format!(
+            "x509 -req -in {csr} -CA {} -CAkey {} -set_serial 4711 -days 2 -extfile {extensions} -out {crt}",
+            ca("pki/ca.crt"),
+            ca("ca.key")
+        );
+        must("openssl", &sign.split(' ').collect::<Vec<_>>());
+        let role = format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: {name}}}\nrules:\n{rules}---\n\
+             apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {name}}}\n\
+             roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {name}}}\nsubjects: [{{kind: User, name: {name}, apiGroup: rbac.authorization.k8s.io}}]\n"
+        );
+        fs::write(path("role.yaml"), role).unwrap();
+        kubectl(NEW, &["apply", "-f", &path("role.yaml")]);
+        // Paths relative to the kubeconfig, as kubectl reads them.
+        fs::copy(ca("pki/ca.crt"), path("ca.crt")).unwrap();
+        let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: https://192.168.3.101:6443\n    certificate-authority: ca.crt\n\
+                    users:\n- name: u\n  user:\n    client-certificate: crt\n    client-key: key\ncontexts:\n- name: c\n  context: {cluster: c, user: u}\n";
+        fs::write(path("limited.conf"), text).unwrap();
+        Self { dir, name }
+    }
+
+    pub fn kubeconfig(&self) -> String {
+        self.dir.path().join("limited.conf").display().to_string()
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        kubectl_output(NEW, &["delete", &format!("clusterrole/{}", self.name), &format!("clusterrolebinding/{}", self.name)]);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 
-use super::{NEW, World, kubernetes, must, virsh};
+use super::{Limited, NEW, World, kubernetes, must, virsh};
 
 const NODE: &str = "{name: refused, address: 192.168.3.120/24}";
 
@@ -130,62 +130,22 @@ fn kubeconfigs_that_do_not_work() {
 #[test]
 #[ignore = "needs the lab: make test"]
 fn access_missing_and_not_permitted_to_create_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    let ca = kubernetes(NEW);
-    must("openssl", &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &path("key"), "-out", &path("csr"), "-subj", "/CN=limited"]);
-    fs::write(dir.path().join("extensions"), "extendedKeyUsage=clientAuth\n").unwrap();
-    must(
-        "openssl",
-        &[
-            "x509",
-            "-req",
-            "-in",
-            &path("csr"),
-            "-CA",
-            ca.join("pki/ca.crt").to_str().unwrap(),
-            "-CAkey",
-            ca.join("ca.key").to_str().unwrap(),
-            "-set_serial",
-            "4711",
-            "-days",
-            "2",
-            "-extfile",
-            &path("extensions"),
-            "-out",
-            &path("crt"),
-        ],
-    );
-    fs::write(
-        dir.path().join("role.yaml"),
-        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: limited}\nrules:\n\
-         - {apiGroups: [''], resources: [secrets, nodes], verbs: ['*']}\n\
+    let limited = Limited::new(
+        "limited",
+        "- {apiGroups: [''], resources: [secrets, nodes], verbs: ['*']}\n\
          - {apiGroups: [certificates.k8s.io], resources: ['*'], verbs: ['*']}\n\
-         - {apiGroups: [authorization.k8s.io], resources: ['*'], verbs: [create]}\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {name: limited}\n\
-         roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: limited}\nsubjects: [{kind: User, name: limited, apiGroup: rbac.authorization.k8s.io}]\n",
-    )
-    .unwrap();
-    super::kubectl(NEW, &["apply", "-f", &path("role.yaml")]);
-    // Paths relative to the kubeconfig, as kubectl reads them.
-    fs::copy(ca.join("pki/ca.crt"), dir.path().join("ca.crt")).unwrap();
-    fs::write(
-        dir.path().join("limited.conf"),
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: https://192.168.3.101:6443\n    certificate-authority: ca.crt\n\
-         users:\n- name: u\n  user:\n    client-certificate: crt\n    client-key: key\ncontexts:\n- name: c\n  context: {cluster: c, user: u}\n",
-    )
-    .unwrap();
+         - {apiGroups: [authorization.k8s.io], resources: ['*'], verbs: [create]}\n",
+    );
     let at = kubernetes(NEW).join("admin.conf").display().to_string();
     refused(
         "limited",
         4,
         &["may not ask for certificates", "kubectl create clusterrolebinding", "system:bootstrappers:nodegraft:limited"],
-        |spec| spec.replace(&at, &path("limited.conf")),
+        |spec| spec.replace(&at, &limited.kubeconfig()),
     );
     refused("required", 4, &["may not ask for certificates"], |spec| {
         spec.replace("  name: required\n", "  name: required\n  access: require\n")
     });
-    super::kubectl(NEW, &["delete", "clusterrole/limited", "clusterrolebinding/limited"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use super::{NEW, OLD, World, kubectl_output, kubelet, kubernetes, state, virsh};
+use super::{NEW, OLD, World, kubectl_output, kubelet, kubernetes, machines, state, virsh};
 
 /// What must be true of a node that is up, whatever its profile.
 fn assert_up(world: &World, node: &str, ip: &str, hostname: &str) {
@@ -68,7 +68,8 @@ fn assert_down(world: &World) {
     assert!(again.stderr.contains("nothing to remove"));
 }
 
-/// Debian 13, containerd, 1.35: a libvirt network, the control plane read over SSH, labels, MTU, search domain.
+/// Debian 13, containerd, 1.35: a libvirt network, the control plane read over SSH, labels, MTU, search domain. Then, on
+/// the same guest, the troubles that a join can have.
 #[test]
 #[ignore = "needs the lab: make test"]
 fn debian_containerd_to_ready_and_back() {
@@ -115,6 +116,7 @@ fn debian_containerd_to_ready_and_back() {
     let rows: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!((rows[0]["domain"].as_str(), rows[0]["kubernetes"].as_str()), (Some("running"), Some("Ready")));
     assert_unchanged(&world);
+    machines::each_trouble_is_told_by_its_name(&world, ip);
     refused_logins(&world, ip);
     assert_down(&world);
 }
@@ -122,11 +124,11 @@ fn debian_containerd_to_ready_and_back() {
 /// No binding, and the kubelet starts: instead of an endless log, what is wrong within the deadline. The `up` that
 /// follows goes on at the join.
 fn the_experiment_of_chapter_9(world: &World) {
-    world.edit(|spec| spec.replace("join: 10m", "join: 60s"));
+    world.edit(|spec| spec.replace("join: 10m", "join: 30s"));
     let experiment = world.run(&["up", "--access", "none"]);
     assert_eq!(experiment.code, 5);
     for words in [
-        "did not join within 60 s",
+        "did not join within 30 s",
         "the token is known",
         "in system:bootstrappers may not create certificatesigningrequests",
         "system:anonymous",
@@ -135,7 +137,7 @@ fn the_experiment_of_chapter_9(world: &World) {
         assert!(experiment.stderr.contains(words), "`{words}` is not in:\n{}", experiment.stderr);
     }
     assert!(experiment.stderr.contains("is forbidden"), "the kubelet's own words are shown:\n{}", experiment.stderr);
-    world.edit(|spec| spec.replace("join: 60s", "join: 10m"));
+    world.edit(|spec| spec.replace("join: 30s", "join: 10m"));
 }
 
 /// A guest that shows another host key, or no longer lets our key in, is refused with a reason.
@@ -152,7 +154,8 @@ fn refused_logins(world: &World, ip: &str) {
     assert!(refused.stderr.contains("refused the key SHA256:"), "{}", refused.stderr);
 }
 
-/// Debian 12, docker, the seed's 1.18.3: certificates exist only as v1beta1, cgroup v1, a full clone, the kubelet uploaded.
+/// Debian 12 without cloud-init, docker, the seed's 1.18.3: certificates exist only as v1beta1, cgroup v1, a full clone, the
+/// kubelet uploaded. Then the same guest as a machine that exists, for `join`.
 #[test]
 #[ignore = "needs the lab: make test"]
 fn debian_docker_to_ready_and_back() {
@@ -176,6 +179,7 @@ fn debian_docker_to_ready_and_back() {
     assert_eq!(info["status"]["nodeInfo"]["kubeletVersion"], "v1.18.3");
     assert!(info["status"]["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap().starts_with("docker://"));
     assert_unchanged(&world);
+    machines::a_machine_of_the_seeds_version(&world, ip);
     assert_down(&world);
 }
 

@@ -5,8 +5,10 @@ LAB_PACKAGES=(
   libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
   mmdebstrap debian-archive-keyring extlinux syslinux-common fdisk e2fsprogs
   apt-utils dpkg-dev iproute2 util-linux curl openssl openssh-server openssh-client
-  etcd-server golang-1.19-go busybox-static shellcheck
+  etcd-server golang-1.19-go busybox-static shellcheck guestfs-tools
 )
+# libguestfs boots a kernel of this machine.
+compgen -G '/boot/vmlinuz-*' >/dev/null || LAB_PACKAGES+=(linux-image-cloud-amd64)
 
 packages_missing() {
   local package

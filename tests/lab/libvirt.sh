@@ -45,10 +45,11 @@ pool_up() {
   # Not by a pipe: `grep -q` would end virsh early, and that counts as a failure here.
   [[ $(virsh_lab pool-info "$LAB_POOL") =~ State:\ +running ]] || virsh_lab pool-start "$LAB_POOL"
   for version in "$@"; do
-    image=${LAB_IMAGE[$version]}
-    target=$LAB_STATE/pool/$image.qcow2
-    [[ -f $target ]] || cp --reflink=auto "$(image_file "$image")" "$target"
-    chmod 644 "$target"
+    for image in "${LAB_IMAGE[$version]}" $(image_variants "${LAB_IMAGE[$version]}"); do
+      target=$LAB_STATE/pool/$image.qcow2
+      [[ -f $target ]] || cp --reflink=auto "$(image_file "$image")" "$target"
+      chmod 644 "$target"
+    done
   done
   virsh_lab pool-refresh "$LAB_POOL"
 }

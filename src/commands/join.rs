@@ -1,0 +1,174 @@
+//! `join`: the join alone, of any machine that SSH reaches and that has a kubelet. The same stages as in `up`: Access,
+//! Join, Ready.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use super::{Setting, joined_cluster, own_login};
+use crate::cli;
+use crate::cluster::Cluster;
+use crate::error::{Context, Error, Exit, Result};
+use crate::event::{Event, NodeResult, NodeRow};
+use crate::pipeline::runner::{Walk, Walked};
+use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use crate::spec::is_node_name;
+use crate::ssh::Session;
+use crate::stages::candidate::Machine;
+use crate::stages::{access_stages, join_stages};
+use crate::state::StateDir;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
+    let begun = Instant::now();
+    let labels = args.labels.iter().map(|label| parse_label(label)).collect::<Result<BTreeMap<_, _>>>()?;
+    let (mut terms, cluster) = joined_cluster(&args.cluster, setting).await?;
+    terms.server = args.server.clone().or(terms.server);
+    terms.access = args.access.map_or(terms.access, super::up::access);
+    let _lock = StateDir::open(&terms.name)?.lock()?;
+    let machine = open(args, labels, terms, cluster, setting).await?;
+    let (once, each) = (access_stages::<Machine>(), join_stages::<Machine>());
+    let names = |stages: &[Box<dyn Stage<Machine>>]| stages.iter().map(|stage| stage.name().to_owned()).collect::<Vec<_>>();
+    let name = machine.member.name.clone();
+    setting.events.send(Event::RunStarted {
+        command: "join".into(),
+        cluster: machine.terms.name.clone(),
+        run_stages: names(&once),
+        nodes: vec![NodeRow { name: name.clone(), stages: names(&each) }],
+    });
+    let walk = |stages, subject| Walk { stages, on: &machine, subject, events: setting.events.clone(), stop: setting.stop.clone() };
+    let access = walk(&once, None);
+    let mut bound = Vec::new();
+    // A machine that is in the cluster, or cannot be, needs no binding.
+    let report = Reporter::new(setting.events.clone(), None, each[0].name());
+    let found = each[0].check(&machine, &report).await.map_err(|error| error.with_exit(Exit::Unfit))?;
+    if let Check::Needed(_) = found {
+        let Walked { applied, result } = access.forward().await;
+        result.map_err(|error| if error.is_interruption() { error } else { error.with_exit(Exit::Unfit).shown() })?;
+        bound = applied;
+    }
+    let Walked { applied, result } = walk(&each, Some(name.clone())).forward().await;
+    // What was bound for this join alone goes with it.
+    let left = if bound.is_empty() { Vec::new() } else { access.backward(|_| true).await };
+    let seconds = begun.elapsed().as_secs_f64();
+    let (result, detail) = match result {
+        Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),
+        Ok(()) => (NodeResult::Done, String::new()),
+        Err(error) if error.is_interruption() => (NodeResult::Interrupted, error.to_string()),
+        Err(error) => (NodeResult::Failed, error.to_string()),
+    };
+    let count = |wanted| usize::from(result == wanted);
+    setting.events.send(Event::NodeFinished { node: name, result, detail, seconds });
+    setting.events.send(Event::RunFinished {
+        command: "join".into(),
+        done: count(NodeResult::Done),
+        unchanged: count(NodeResult::Unchanged),
+        failed: count(NodeResult::Failed),
+        stopped: count(NodeResult::Interrupted),
+        seconds,
+        next: Vec::new(),
+    });
+    Ok(match result {
+        _ if !left.is_empty() => Exit::Leftover,
+        NodeResult::Done | NodeResult::Unchanged => Exit::Done,
+        NodeResult::Interrupted => Exit::Interrupted,
+        NodeResult::Failed => Exit::NodesFailed,
+    })
+}
+
+/// Logs in and looks at what is there. Changes nothing.
+async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, cluster: Cluster, setting: &Setting) -> Result<Machine> {
+    let unfit = |error: Error| error.with_exit(Exit::Unfit);
+    let at = &args.host;
+    let target = own_login(at);
+    let ip = address_of(&target.host).map_err(unfit)?;
+    let session = Session::open(target.clone(), LIMIT)
+        .await
+        .doing(format!("logging in to {at}"))
+        .map_err(|error| unfit(error.with_help(format!("does `ssh {at}` work without a password?"))))?;
+    let facts = session.output(FACTS, LIMIT).await.doing(format!("looking at {at}")).map_err(unfit)?;
+    let facts = parse_facts(&facts, at).map_err(unfit)?;
+    let name = args.name.clone().or(facts.name_override).unwrap_or_else(|| facts.hostname.to_lowercase());
+    if !is_node_name(&name) {
+        return Err(Error::new(format!("`{name}` cannot name a Kubernetes node"))
+            .with_help("give --name, and the same to the kubelet as --hostname-override")
+            .with_exit(Exit::Usage));
+    }
+    let serving = args.approve_serving || terms.serving;
+    let member = Member {
+        name,
+        hostname: facts.hostname,
+        ip,
+        machine_id: facts.machine_id,
+        labels,
+        serving,
+        shell: format!("ssh {at}"),
+        deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
+    };
+    Ok(Machine::new(member, target, cluster, terms, setting.templates()?, args.reset))
+}
+
+/// Three lines, then the kubelet's unit with its drop-ins.
+const FACTS: &str = "cat /etc/machine-id; uname -n; command -v kubelet || echo; systemctl cat kubelet 2>/dev/null || true";
+
+struct MachineFacts {
+    machine_id: String,
+    hostname: String,
+    name_override: Option<String>,
+}
+
+fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
+    let mut lines = text.lines();
+    let mut next = || lines.next().unwrap_or_default().trim().to_owned();
+    let (machine_id, hostname, kubelet) = (next(), next(), next());
+    let unit: String = lines.map(|line| format!("{line} ")).collect();
+    if kubelet.is_empty() {
+        return Err(Error::new(format!("{at} has no kubelet")).with_help(
+            "install one and the container runtime first: the scripts of a profile show how (nodegraft templates DIR), `up` runs them",
+        ));
+    }
+    if !unit.contains("bootstrap-kubelet.conf") {
+        return Err(Error::new(format!("the kubelet of {at} is not told of /etc/kubernetes/bootstrap-kubelet.conf")).with_help(
+            "start it with --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf",
+        ));
+    }
+    // The last one counts, as for the kubelet.
+    let name_override =
+        unit.rsplit_once("--hostname-override=").map(|(_, rest)| rest.split([' ', '"', '\'']).next().unwrap_or_default().to_owned());
+    Ok(MachineFacts { machine_id, hostname, name_override })
+}
+
+fn address_of(host: &str) -> Result<IpAddr> {
+    let mut found = (host, 22).to_socket_addrs().doing(format!("resolving {host}"))?;
+    found.next().map(|address| address.ip()).ok_or_else(|| Error::new(format!("{host} has no address")))
+}
+
+fn parse_label(label: &str) -> Result<(String, String)> {
+    match label.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::new(format!("`{label}` is not a label")).with_help("write it as key=value").with_exit(Exit::Usage)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_known_by_its_kubelets_own_unit() {
+        let unit = "0123abcd\nnode-104\n/usr/bin/kubelet\n# /etc/systemd/system/kubelet.service\nExecStart=/usr/bin/kubelet\n# drop-in\nExecStart=\nExecStart=/usr/bin/kubelet --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n  --hostname-override=192.168.3.104 \\\n";
+        let facts = parse_facts(unit, "root@n1").unwrap();
+        assert_eq!((facts.machine_id.as_str(), facts.hostname.as_str()), ("0123abcd", "node-104"));
+        assert_eq!(facts.name_override.as_deref(), Some("192.168.3.104"));
+        assert!(parse_facts("id\nn1\n\n", "n1").is_err_and(|error| error.to_string().contains("has no kubelet")));
+        assert!(parse_facts("id\nn1\n/usr/bin/kubelet\nExecStart=/usr/bin/kubelet\n", "n1").is_err());
+    }
+
+    #[test]
+    fn labels_are_pairs() {
+        assert_eq!(parse_label("disk=ssd").unwrap(), ("disk".into(), "ssd".into()));
+        assert!(parse_label("disk").is_err() && parse_label("=x").is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! Who joins: a VM of ours, or any machine that SSH reaches. Access, Join and Ready work on either.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Drain, NodeRun, Run, is_ours, locked};
+use crate::cluster::Cluster;
+use crate::error::Result;
+use crate::plan::{self, Member};
+use crate::ssh::{OpenError, Session, Target};
+use crate::template::Templates;
+
+/// The cluster that is joined, and on which terms.
+pub trait Joining: Send + Sync {
+    fn cluster(&self) -> &Cluster;
+    fn terms(&self) -> &plan::Cluster;
+    fn templates(&self) -> &Templates;
+}
+
+/// A machine on its way into the cluster.
+#[async_trait]
+pub trait Candidate: Joining {
+    fn member(&self) -> &Member;
+
+    /// A session that works.
+    async fn session(&self, deadline: Duration) -> Result<Session, OpenError>;
+
+    /// What to do with an identity the machine has from before.
+    fn earlier(&self) -> Earlier;
+
+    /// The join was done: nothing from before is left.
+    fn grafted(&self) {}
+
+    /// Keeps the kubelet from renewing its lease. False if there is no machine of ours.
+    async fn freeze(&self) -> Result<bool>;
+
+    fn drain(&self) -> Drain;
+}
+
+/// What an identity from before means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// We made it: it is gone on with.
+    Continued,
+    /// Somebody else's: nothing is touched.
+    Respected,
+    /// The user asked to have it cleared.
+    Cleared,
+}
+
+impl Joining for Run {
+    fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().expect("Access, Join and Ready are not in the list of machines that join nothing")
+    }
+
+    fn terms(&self) -> &plan::Cluster {
+        &self.plan.cluster
+    }
+
+    fn templates(&self) -> &Templates {
+        &self.plan.templates
+    }
+}
+
+impl Joining for NodeRun {
+    fn cluster(&self) -> &Cluster {
+        self.run.cluster()
+    }
+
+    fn terms(&self) -> &plan::Cluster {
+        self.run.terms()
+    }
+
+    fn templates(&self) -> &Templates {
+        self.run.templates()
+    }
+}
+
+#[async_trait]
+impl Candidate for NodeRun {
+    fn member(&self) -> &Member {
+        &self.member
+    }
+
+    async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
+        self.open_session(deadline).await
+    }
+
+    fn earlier(&self) -> Earlier {
+        Earlier::Continued
+    }
+
+    async fn freeze(&self) -> Result<bool> {
+        let ours = self.domain().await?.is_some_and(|domain| is_ours(&domain, self));
+        if ours {
+            self.run.host.suspend(&self.node.name).await?;
+        }
+        Ok(ours)
+    }
+
+    fn drain(&self) -> Drain {
+        self.run.drain
+    }
+}
+
+/// A machine that was there before, with a kubelet on it.
+pub struct Machine {
+    pub member: Member,
+    pub target: Target,
+    pub cluster: Cluster,
+    pub terms: plan::Cluster,
+    pub templates: Templates,
+    /// What it was before is to be cleared.
+    reset: AtomicBool,
+    session: Mutex<Option<Session>>,
+}
+
+impl Machine {
+    pub fn new(member: Member, target: Target, cluster: Cluster, terms: plan::Cluster, templates: Templates, reset: bool) -> Self {
+        Self { member, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Mutex::default() }
+    }
+}
+
+impl Joining for Machine {
+    fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    fn terms(&self) -> &plan::Cluster {
+        &self.terms
+    }
+
+    fn templates(&self) -> &Templates {
+        &self.templates
+    }
+}
+
+#[async_trait]
+impl Candidate for Machine {
+    fn member(&self) -> &Member {
+        &self.member
+    }
+
+    async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
+        let kept = locked(&self.session).clone();
+        if let Some(session) = kept
+            && session.works().await
+        {
+            return Ok(session);
+        }
+        let session = Session::open(self.target.clone(), deadline).await?;
+        *locked(&self.session) = Some(session.clone());
+        Ok(session)
+    }
+
+    fn earlier(&self) -> Earlier {
+        if self.reset.load(Ordering::Relaxed) { Earlier::Cleared } else { Earlier::Respected }
+    }
+
+    fn grafted(&self) {
+        self.reset.store(false, Ordering::Relaxed);
+    }
+
+    async fn freeze(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn drain(&self) -> Drain {
+        Drain::No
+    }
+}
