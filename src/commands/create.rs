@@ -34,8 +34,12 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     let plan = Plan::new(&spec, setting.templates()?, &[])?;
     let node = plan.nodes[0].clone();
     let (reader, network) = plan.network_file(&node)?;
-    let note = if node.first_boot == FirstBoot::Inject { "; the guest's first boot takes the file that its system reads" } else { "" };
-    prompt.say(&format!("\nthe guest's network by {reader}, on the interface with the MAC {}{note}:\n{network}", node.mac));
+    let note = if node.first_boot == FirstBoot::Inject {
+        "\n(its first boot finds out which file its system reads, and writes that one)"
+    } else {
+        ""
+    };
+    prompt.say(&format!("\nthe guest's network, by {reader}, on the interface with the MAC {}:{note}\n{network}", node.mac));
     if !prompt.confirm("Go on with this?")? {
         return Err(Error::new("nothing was made").with_exit(Exit::Refused));
     }

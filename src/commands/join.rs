@@ -32,6 +32,13 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     let (once, each) = (access_stages::<Machine>(), join_stages::<Machine>());
     let names = |stages: &[Box<dyn Stage<Machine>>]| stages.iter().map(|stage| stage.name().to_owned()).collect::<Vec<_>>();
     let name = machine.member.name.clone();
+    let report = Reporter::new(setting.events.clone(), Some(name.clone()), each[0].name());
+    // A machine that is in the cluster, or cannot be, needs no binding.
+    let needed = match each[0].check(&machine, &report).await.map_err(|error| error.with_exit(Exit::Unfit))? {
+        Check::Conflict(error) => return Err(error.with_exit(Exit::Unfit)),
+        Check::Needed(_) => true,
+        Check::Done(_) => false,
+    };
     setting.events.send(Event::RunStarted {
         command: "join".into(),
         cluster: machine.terms.name.clone(),
@@ -41,26 +48,46 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     let walk = |stages, subject| Walk { stages, on: &machine, subject, events: setting.events.clone(), stop: setting.stop.clone() };
     let access = walk(&once, None);
     let mut bound = Vec::new();
-    // A machine that is in the cluster, or cannot be, needs no binding.
-    let report = Reporter::new(setting.events.clone(), None, each[0].name());
-    let found = each[0].check(&machine, &report).await.map_err(|error| error.with_exit(Exit::Unfit))?;
-    if let Check::Needed(_) = found {
+    if needed {
         let Walked { applied, result } = access.forward().await;
         result.map_err(|error| if error.is_interruption() { error } else { error.with_exit(Exit::Unfit).shown() })?;
         bound = applied;
     }
-    let Walked { applied, result } = walk(&each, Some(name.clone())).forward().await;
+    let walked = walk(&each, Some(name)).forward().await;
+    let mut left = false;
+    if walked.result.is_err() {
+        left |= delete_tokens(&machine).await.is_err();
+    }
     // What was bound for this join alone goes with it.
-    let left = if bound.is_empty() { Vec::new() } else { access.backward(|_| true).await };
-    let seconds = begun.elapsed().as_secs_f64();
-    let (result, detail) = match result {
-        Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),
+    if !bound.is_empty() {
+        left |= !access.backward(|_| true).await.is_empty();
+    }
+    let result = tell(setting, &machine, walked, begun.elapsed().as_secs_f64());
+    Ok(match result {
+        _ if left => Exit::Leftover,
+        NodeResult::Done | NodeResult::Unchanged => Exit::Done,
+        NodeResult::Interrupted => Exit::Interrupted,
+        NodeResult::Failed => Exit::NodesFailed,
+    })
+}
+
+/// A join that was stopped half-way leaves its token.
+async fn delete_tokens(machine: &Machine) -> Result<()> {
+    for id in machine.cluster.tokens_of(&machine.terms.name, &machine.member.name).await? {
+        machine.cluster.delete_token(&id).await?;
+    }
+    Ok(())
+}
+
+fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> NodeResult {
+    let (result, detail) = match walked.result {
+        Ok(()) if walked.applied.is_empty() => (NodeResult::Unchanged, String::new()),
         Ok(()) => (NodeResult::Done, String::new()),
         Err(error) if error.is_interruption() => (NodeResult::Interrupted, error.to_string()),
         Err(error) => (NodeResult::Failed, error.to_string()),
     };
     let count = |wanted| usize::from(result == wanted);
-    setting.events.send(Event::NodeFinished { node: name, result, detail, seconds });
+    setting.events.send(Event::NodeFinished { node: machine.member.name.clone(), result, detail, seconds });
     setting.events.send(Event::RunFinished {
         command: "join".into(),
         done: count(NodeResult::Done),
@@ -70,12 +97,7 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         seconds,
         next: Vec::new(),
     });
-    Ok(match result {
-        _ if !left.is_empty() => Exit::Leftover,
-        NodeResult::Done | NodeResult::Unchanged => Exit::Done,
-        NodeResult::Interrupted => Exit::Interrupted,
-        NodeResult::Failed => Exit::NodesFailed,
-    })
+    result
 }
 
 /// Logs in and looks at what is there. Changes nothing.

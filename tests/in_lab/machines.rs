@@ -43,10 +43,19 @@ impl<'w> Machine<'w> {
         self.world.ready(self.ip)
     }
 
-    /// A join that fails, and says so.
+    /// A join that is refused before anything is changed.
+    fn is_refused(&self, more: &[&str], words: &[&str]) {
+        self.ends(4, more, words);
+    }
+
+    /// A join that fails, and says why.
     fn fails(&self, more: &[&str], words: &[&str]) {
+        self.ends(5, more, words);
+    }
+
+    fn ends(&self, code: i32, more: &[&str], words: &[&str]) {
         let ran = self.join(more);
-        assert_eq!(ran.code, 5, "{}", ran.stderr);
+        assert_eq!(ran.code, code, "{}", ran.stderr);
         for word in words {
             assert!(ran.stderr.contains(word), "`{word}` is not in:\n{}", ran.stderr);
         }
@@ -97,7 +106,7 @@ pub fn a_machine_of_the_seeds_version(world: &World, ip: &str) {
     machine.world.kubectl(&["delete", "--raw", &format!("/api/v1/nodes/{ip}")]);
     let identity = "sha256sum /etc/kubernetes/kubelet.conf; readlink /var/lib/kubelet/pki/kubelet-client-current.pem";
     let before = machine.guest(identity);
-    machine.fails(&[], &["was a node before", "--reset", "nothing was changed"]);
+    machine.is_refused(&[], &["was a node before", "--reset", "nothing was changed"]);
     assert_eq!(machine.guest(identity), before);
 
     // With --reset it joins anew; our own group is bound for as long as that takes; and the serving certificate is
@@ -199,7 +208,7 @@ pub fn each_trouble_is_told_by_its_name(world: &World, ip: &str) {
 
     // The name is another machine's.
     machine.world.kubectl(&["create", "-f", node(&machine, "somebody-else").to_str().unwrap()]);
-    machine.fails(
+    machine.is_refused(
         &["--reset", "--name", "somebody-else"],
         &["already has a Node somebody-else, of another machine", "kubectl delete node somebody-else"],
     );

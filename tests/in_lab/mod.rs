@@ -200,6 +200,21 @@ impl World {
         self.kubectl(&["get", "--raw", &format!("/apis/certificates.k8s.io/{version}/certificatesigningrequests")])
     }
 
+    /// Makes a certificate request in a node's name by openssl; `more` are arguments of that, `by` of kubectl.
+    pub fn request(&self, name: &str, node: &str, signer: &str, usages: &str, more: &[&str], by: &[&str]) {
+        use base64::Engine as _;
+        let path = |end: &str| self.dir.path().join(format!("{name}.{end}")).display().to_string();
+        let (key, csr, subject) = (path("key"), path("csr"), format!("/O=system:nodes/CN=system:node:{node}"));
+        must("openssl", &[&["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &csr, "-subj", &subject], more].concat());
+        let request = base64::engine::general_purpose::STANDARD.encode(fs::read(&csr).unwrap());
+        let manifest = format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec:\n  request: {request}\n  \
+             signerName: {signer}\n  usages: {usages}\n"
+        );
+        fs::write(path("yaml"), manifest).unwrap();
+        self.kubectl(&[by, &["create", "-f", &path("yaml")]].concat());
+    }
+
     /// The Node's Ready condition, as the API server tells it.
     pub fn ready(&self, node: &str) -> bool {
         let output = kubectl_output(self.version, &["get", "--raw", &format!("/api/v1/nodes/{node}")]);

@@ -2,8 +2,9 @@
 //! fails and is resumed.
 
 use std::fs;
+use std::process::Command;
 
-use super::{NEW, OLD, World, kubectl_output, kubelet, kubernetes, machines, state, virsh};
+use super::{NEW, OLD, World, kubectl_output, kubelet, kubernetes, machines, state, text, virsh};
 
 /// What must be true of a node that is up, whatever its profile.
 fn assert_up(world: &World, node: &str, ip: &str, hostname: &str) {
@@ -183,6 +184,27 @@ fn debian_docker_to_ready_and_back() {
     assert_down(&world);
 }
 
+/// The spec asks for serving certificates: each node has one of its own, and a request for another's name is left.
+fn serving_certificates(world: &World) {
+    for ip in ["192.168.3.112", "192.168.3.113"] {
+        let file = world.dir.path().join("serving.pem");
+        fs::write(&file, world.guest(ip, "cat /var/lib/kubelet/pki/kubelet-server-current.pem")).unwrap();
+        let shown =
+            Command::new("openssl").args(["x509", "-noout", "-issuer", "-ext", "subjectAltName", "-in", file.to_str().unwrap()]).output();
+        let shown = text(&shown.unwrap());
+        assert!(shown.contains("CN = kubernetes") && shown.contains(&format!("IP Address:{ip}")), "{shown}");
+    }
+    let names = ["-addext", "subjectAltName=DNS:pair-a,DNS:kubernetes.default.svc,IP:192.168.3.112"];
+    let as_node = ["--as", "system:node:pair-a", "--as-group", "system:nodes", "--as-group", "system:authenticated"];
+    world.request("greedy", "pair-a", "kubernetes.io/kubelet-serving", "[digital signature, server auth]", &names, &as_node);
+    let up = world.run(&["up"]);
+    assert_eq!(up.code, 5);
+    assert!(up.stderr.contains("greedy was not approved: it asks for kubernetes.default.svc"), "{}", up.stderr);
+    assert_eq!(world.kubectl(&["get", "csr", "greedy", "-o", "jsonpath={.status.conditions}"]), "");
+    world.kubectl(&["delete", "csr", "greedy"]);
+    assert_unchanged(world);
+}
+
 /// Two nodes at a time; one fails in its second step, the other is Ready all the same; the next run goes on there.
 #[test]
 #[ignore = "needs the lab: make test"]
@@ -191,7 +213,8 @@ fn one_of_two_fails_and_is_resumed() {
     // The kubelet from a package, and a cluster whose controllers approve this group's requests themselves.
     let world = World::new("pair", NEW, &nodes, |spec| {
         let (head, rest) = spec.split_once("    url:").unwrap();
-        format!("{head}    package: kubelet=1.35.4\nnodes:{}", rest.split_once("nodes:").unwrap().1)
+        let nodes = rest.split_once("nodes:").unwrap().1;
+        format!("{head}    package: kubelet=1.35.4\nnodes:{nodes}").replace("cluster:\n", "cluster:\n  approve_serving: true\n")
     });
     let binding = "pair-approves-itself";
     let _ = kubectl_output(NEW, &["delete", "clusterrolebinding", binding]);
@@ -237,6 +260,7 @@ fn one_of_two_fails_and_is_resumed() {
     assert_eq!(world.guest("192.168.3.112", "wc -l < /root/runtime.runs").trim(), "1");
     let ids: Vec<String> = ["192.168.3.112", "192.168.3.113"].iter().map(|ip| world.guest(ip, "cat /etc/machine-id")).collect();
     assert_ne!(ids[0], ids[1], "clones share a machine-id");
+    serving_certificates(&world);
     // One down alone leaves the other.
     assert_eq!(world.run(&["down", "pair-b"]).code, 0);
     assert!(world.ready("pair-a"));

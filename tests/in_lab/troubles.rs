@@ -135,34 +135,8 @@ fn troubles_of_one_guest() {
 
 /// An administrator's request in the node's name: neither approved by a join nor deleted by a down.
 fn foreign_request(world: &World) {
-    use base64::Engine as _;
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    must(
-        "openssl",
-        &[
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            &path("key"),
-            "-out",
-            &path("csr"),
-            "-subj",
-            "/O=system:nodes/CN=system:node:troubles",
-        ],
-    );
-    let request = base64::engine::general_purpose::STANDARD.encode(fs::read(path("csr")).unwrap());
-    fs::write(
-        path("csr.yaml"),
-        format!(
-            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: foreign-troubles}}\nspec:\n  request: {request}\n  \
-             signerName: kubernetes.io/kube-apiserver-client-kubelet\n  usages: [digital signature, key encipherment, client auth]\n"
-        ),
-    )
-    .unwrap();
-    world.kubectl(&["create", "-f", &path("csr.yaml")]);
+    let usages = "[digital signature, key encipherment, client auth]";
+    world.request("foreign-troubles", "troubles", "kubernetes.io/kube-apiserver-client-kubelet", usages, &[], &[]);
     let up = world.run(&["up"]);
     assert_eq!(up.code, 5, "the stand-in never asks");
     let csr: serde_json::Value = serde_json::from_str(&world.kubectl(&["get", "csr", "foreign-troubles", "-o", "json"])).unwrap();
