@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::candidate::{Candidate, Earlier};
 use super::facts::{self, Begun, Known, server};
-use super::locked;
+use super::{locked, serving};
 use crate::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::cluster::csr::{Request, State};
 use crate::cluster::token::{Terms, Token};
@@ -29,7 +28,6 @@ const LOOK: Duration = Duration::from_secs(4);
 const WHOLE: u32 = 5;
 const IDENTITY: &str = "/etc/kubernetes/kubelet.conf";
 const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
-const SERVING_CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-server-current.pem";
 const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
 
 pub struct Join;
@@ -68,7 +66,7 @@ impl<C: Candidate> Stage<C> for Join {
         if node.owner.is_none() || !labelled {
             return Ok(Check::Needed("the Node's labels are to be set".into()));
         }
-        if member.serving && (!has_serving_certificate(&session).await? || !on.cluster().pending_serving(&member.name).await?.is_empty()) {
+        if member.serving && !serving::is_served(on, &session).await? {
             return Ok(Check::Needed("its request for a serving certificate is to be approved".into()));
         }
         Ok(Check::Done(format!("Node {}", node.name)))
@@ -91,7 +89,7 @@ impl<C: Candidate> Stage<C> for Join {
             registered(on, &session, begun).await?;
         }
         cluster.mark_node(name, &on.terms().name, &member.labels).await?;
-        if member.serving { serve(on, &session, report).await } else { Ok(()) }
+        if member.serving { serving::serve(on, &session, report).await } else { Ok(()) }
     }
 
     async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
@@ -143,11 +141,6 @@ async fn has_identity(session: &Session) -> Result<bool> {
         format!("[ -s {IDENTITY} ] && {{ [ -s {CERTIFICATE} ] || grep -q client-certificate-data {IDENTITY}; }} && echo yes || echo no");
     let found = session.output(&probe, SHORT).await.doing("looking for the kubelet's identity")?;
     Ok(found.trim() == "yes")
-}
-
-async fn has_serving_certificate(session: &Session) -> Result<bool> {
-    let found = session.output(&format!("[ -s {SERVING_CERTIFICATE} ] && echo yes || echo no"), SHORT).await;
-    Ok(found.doing("looking for the kubelet's serving certificate")?.trim() == "yes")
 }
 
 /// Token, files, kubelet, request. The token is deleted however this ends.
@@ -331,46 +324,4 @@ async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Re
             Err(facts::error(format!("the kubelet did not register the Node within {} s", limit.as_secs()), &facts))
         }
     }
-}
-
-/// Sees the kubelet's requests for a serving certificate approved: those that name the node itself and nothing else.
-async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Result<()> {
-    let (cluster, member) = (on.cluster(), on.member());
-    report.progress("waiting for the kubelet to ask for a serving certificate");
-    let asked = async {
-        loop {
-            let pending = cluster.pending_serving(&member.name).await?;
-            if !pending.is_empty() || has_serving_certificate(session).await? {
-                return Ok(pending);
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let limit = member.deadlines.join;
-    let pending = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
-        Err(Error::new(format!("the kubelet did not ask for a serving certificate within {} s", limit.as_secs())).with_help(
-            "does its config.yaml say `serverTLSBootstrap: true`? the profiles write it when the spec says `approve_serving: true`",
-        ))
-    })?;
-    // An older one may be among them, of which the kubelet knows nothing any more.
-    for csr in pending {
-        if let Some(objection) = csr.serving_objection(&member.name, &member.hostname, member.ip) {
-            return Err(Error::new(format!("the serving certificate request {} was not approved: {objection}", csr.name))
-                .with_help("only the node's own name and address are approved; if that is right as it is: kubectl certificate approve"));
-        }
-        report.progress(format!("approving {}", csr.name));
-        if !cluster.approve_csr(&csr.name, &format!("node {} of cluster {} serves", member.name, on.terms().name)).await? {
-            return Err(Error::new(format!("this kubeconfig may not approve the serving certificate request {}", csr.name))
-                .with_help(format!("have an administrator run: kubectl certificate approve {}", csr.name)));
-        }
-    }
-    let until = Instant::now() + SHORT;
-    while !has_serving_certificate(session).await? {
-        if Instant::now() > until {
-            return Err(Error::new(format!("the kubelet has no serving certificate {} s after the approval", SHORT.as_secs()))
-                .with_help("is kube-controller-manager up, and does it sign for kubernetes.io/kubelet-serving?"));
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    Ok(())
 }

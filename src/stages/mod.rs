@@ -18,6 +18,7 @@ mod login;
 pub mod preflight;
 mod ready;
 mod seed;
+mod serving;
 mod steps;
 mod volume;
 

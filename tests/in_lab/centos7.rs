@@ -187,7 +187,11 @@ fn assert_tree(read: &impl Fn(&str) -> String) {
     assert_eq!(read("etc/ssh/sshd_config"), "Port 22\nUseDNS no\nUsePAM yes\n");
     assert_eq!(read("etc/yum.repos.d/CentOS-Base.repo.backup"), "[base]\noriginal\n", "the original is kept, after a second run too");
     assert!(read("etc/yum.repos.d/CentOS-Base.repo").contains("Centos-7.repo"));
-    assert!(read("etc/ntp.conf").contains("server ntp1.aliyun.com iburst\n"));
+    assert_eq!(
+        read("etc/ntp.conf"),
+        "driftfile /var/lib/ntp/drift\nrestrict default nomodify notrap nopeer noquery\nrestrict 127.0.0.1\nrestrict ::1\n\
+         server ntp1.aliyun.com iburst\nlogfile /var/log/ntp.log\nincludefile /etc/ntp/crypto/pw\nkeys /etc/ntp/keys\ndisable monitor\n"
+    );
     assert_eq!(
         read("etc/sysctl.d/k8s.conf"),
         "net.ipv4.ip_forward = 1\nnet.bridge.bridge-nf-call-ip6tables = 1\nnet.bridge.bridge-nf-call-iptables = 1\n"

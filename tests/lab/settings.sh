@@ -5,6 +5,8 @@ LAB_NAME=${NODEGRAFT_LAB_NAME:-nodegraft-lab}
 LAB_CACHE=${NODEGRAFT_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nodegraft-lab}
 # Quick to make, gone after `lab down`. qemu runs as its own user and must be able to walk into it.
 LAB_STATE=/var/lib/$LAB_NAME
+# libguestfs keeps the little system it boots; beside everything else, so that it goes with the rest.
+export LIBGUESTFS_CACHEDIR=$LAB_CACHE/guestfs
 LAB_SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 LAB_BRIDGE=br0
