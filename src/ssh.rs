@@ -42,11 +42,19 @@ pub struct Target {
     pub identity: Identity,
 }
 
+impl Target {
+    /// What a person types to get there.
+    pub fn command(&self) -> String {
+        let port = if self.port == 22 { String::new() } else { format!("-p {} ", self.port) };
+        format!("ssh {port}{}@{}", self.user, self.host)
+    }
+}
+
 /// Why no session came about.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Nothing there yet, or it went away: worth another try.
-    #[error("{0}")]
+    #[error(transparent)]
     Unreachable(Error),
     #[error("the guest at {host} shows the host key {shown}, not {expected}")]
     WrongHostKey { host: String, expected: String, shown: String },

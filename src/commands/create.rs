@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::image::PREPARED;
+use super::image::{PREPARED, template_names};
 use super::{Setting, up};
 use crate::cli::{self, OnFailure, Output};
 use crate::error::{Context, Error, Exit, Result};
@@ -63,12 +63,7 @@ async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> 
             .with_help("see: virsh pool-list --all; name one with --pool")
             .with_exit(Exit::Unfit)
     })?;
-    let volumes: Vec<String> = host
-        .volume_names(&args.pool)
-        .await?
-        .into_iter()
-        .filter(|name| name.ends_with(".qcow2") && !name.starts_with("nodegraft."))
-        .collect();
+    let volumes = template_names(&host, &args.pool).await?;
     let question =
         Question { flag: "--template", text: "Template volume", given: args.template.as_deref(), default: volumes.first().cloned() };
     let known = |name: &str| {

@@ -27,7 +27,8 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
         );
     }
     let Some(template) = host.volume(pool, source).await? else {
-        let has = host.volume_names(pool).await?.join(", ");
+        let templates = template_names(&host, pool).await?;
+        let has = if templates.is_empty() { "no qcow2 volume".to_owned() } else { templates.join(", ") };
         return Err(unfit(format!("the pool {pool} has no volume {source}")).with_help(format!("it has: {has}")));
     };
     if host.volume(pool, &target).await?.is_some() {
@@ -71,6 +72,14 @@ async fn make(
     }
     ui::note(&format!("copying it to {target}"));
     host.copy_volume(pool, target, work).await
+}
+
+/// The volumes that VMs can be cloned from: qcow2, and not ours.
+pub async fn template_names(host: &Host, pool: &str) -> Result<Vec<String>> {
+    let mut names = host.volume_names(pool).await?;
+    names.retain(|name| name.ends_with(".qcow2") && !name.starts_with("nodegraft."));
+    names.sort();
+    Ok(names)
 }
 
 /// In the names of templates that have the unit.

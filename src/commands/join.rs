@@ -103,15 +103,15 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
 /// Logs in and looks at what is there. Changes nothing.
 async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, cluster: Cluster, setting: &Setting) -> Result<Machine> {
     let unfit = |error: Error| error.with_exit(Exit::Unfit);
-    let at = &args.host;
-    let target = own_login(at);
+    let target = own_login(&args.host);
+    let shell = target.command();
     let ip = address_of(&target.host).map_err(unfit)?;
     let session = Session::open(target.clone(), LIMIT)
         .await
-        .doing(format!("logging in to {at}"))
-        .map_err(|error| unfit(error.with_help(format!("does `ssh {at}` work without a password?"))))?;
-    let facts = session.output(FACTS, LIMIT).await.doing(format!("looking at {at}")).map_err(unfit)?;
-    let facts = parse_facts(&facts, at).map_err(unfit)?;
+        .doing(format!("logging in to {}", args.host))
+        .map_err(|error| unfit(error.with_help(format!("does `{shell}` work without a password?"))))?;
+    let facts = session.output(FACTS, LIMIT).await.doing(format!("looking at {}", args.host)).map_err(unfit)?;
+    let facts = parse_facts(&facts, &args.host).map_err(unfit)?;
     let name = args.name.clone().or(facts.name_override).unwrap_or_else(|| facts.hostname.to_lowercase());
     if !is_node_name(&name) {
         return Err(Error::new(format!("`{name}` cannot name a Kubernetes node"))
@@ -126,7 +126,7 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         machine_id: facts.machine_id,
         labels,
         serving,
-        shell: format!("ssh {at}"),
+        shell,
         deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
     };
     Ok(Machine::new(member, target, cluster, terms, setting.templates()?, args.reset))
@@ -163,7 +163,8 @@ fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
 }
 
 fn address_of(host: &str) -> Result<IpAddr> {
-    let mut found = (host, 22).to_socket_addrs().doing(format!("resolving {host}"))?;
+    let resolved = (host, 22).to_socket_addrs().doing(format!("resolving {host}"));
+    let mut found = resolved.map_err(|error| error.with_help("is that its name, and does this machine know it? an address does, too"))?;
     found.next().map(|address| address.ip()).ok_or_else(|| Error::new(format!("{host} has no address")))
 }
 

@@ -122,10 +122,12 @@ pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
 
 async fn read_control_plane(at: &str) -> Result<(String, String)> {
     const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
-    let session = Session::open(own_login(at), LIMIT)
+    let target = own_login(at);
+    let shell = target.command();
+    let session = Session::open(target, LIMIT)
         .await
         .doing(format!("logging in to the control plane {at}"))
-        .map_err(|error| error.with_help(format!("does `ssh {at}` work without a password?")))?;
+        .map_err(|error| error.with_help(format!("does `{shell}` work without a password?")))?;
     let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
     Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
 }
