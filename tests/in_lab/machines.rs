@@ -163,7 +163,7 @@ pub fn each_trouble_is_told_by_its_name(world: &World, ip: &str) {
          - {apiGroups: [authorization.k8s.io], resources: ['*'], verbs: [create]}\n",
     );
     let admin = limited.kubeconfig();
-    let pending = machine.world.run(&machine.args(&admin, &["--reset", "--timeout", "20s"]));
+    let pending = machine.world.run(&machine.args(&admin, &["--reset", "--timeout", "45s"]));
     assert_eq!(pending.code, 5);
     for words in ["waiting for somebody to approve", "nothing approves it", "nodeclient", "nodegraft access grant"] {
         assert!(pending.stderr.contains(words), "`{words}` is not in:\n{}", pending.stderr);
@@ -216,7 +216,7 @@ pub fn each_trouble_is_told_by_its_name(world: &World, ip: &str) {
 
     // It joins, and lacks only its network.
     machine.guest("mv /etc/cni/net.d /root/; systemctl restart containerd");
-    machine.fails(&["--reset", "--timeout", "30s"], &["lacks only its network plugin", "cni_subnet"]);
+    machine.fails(&["--reset", "--timeout", "60s"], &["lacks only its network plugin", "cni_subnet"]);
     machine.guest("mv /root/net.d /etc/cni/; systemctl restart containerd");
     let joined = machine.join(&[]);
     assert_eq!(joined.code, 0, "{}", joined.stderr);

@@ -125,11 +125,11 @@ fn debian_containerd_to_ready_and_back() {
 /// No binding, and the kubelet starts: instead of an endless log, what is wrong within the deadline. The `up` that
 /// follows goes on at the join.
 fn the_experiment_of_chapter_9(world: &World) {
-    world.edit(|spec| spec.replace("join: 10m", "join: 30s"));
+    world.edit(|spec| spec.replace("join: 10m", "join: 45s"));
     let experiment = world.run(&["up", "--access", "none"]);
     assert_eq!(experiment.code, 5);
     for words in [
-        "did not join within 30 s",
+        "did not join within 45 s",
         "the token is known",
         "in system:bootstrappers may not create certificatesigningrequests",
         "system:anonymous",
@@ -138,7 +138,7 @@ fn the_experiment_of_chapter_9(world: &World) {
         assert!(experiment.stderr.contains(words), "`{words}` is not in:\n{}", experiment.stderr);
     }
     assert!(experiment.stderr.contains("is forbidden"), "the kubelet's own words are shown:\n{}", experiment.stderr);
-    world.edit(|spec| spec.replace("join: 30s", "join: 10m"));
+    world.edit(|spec| spec.replace("join: 45s", "join: 10m"));
 }
 
 /// A guest that shows another host key, or no longer lets our key in, is refused with a reason.
