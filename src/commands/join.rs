@@ -112,6 +112,12 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         .map_err(|error| unfit(error.with_help(format!("does `{shell}` work without a password?"))))?;
     let facts = session.output(FACTS, LIMIT).await.doing(format!("looking at {}", args.host)).map_err(unfit)?;
     let facts = parse_facts(&facts, &args.host).map_err(unfit)?;
+    if facts.own_ca.is_some_and(|ca| !ca.contains(&cluster.ca_pem.replace('\n', ""))) {
+        return Err(unfit(
+            Error::new(format!("{} is the control plane of another cluster: it holds the key of another CA", args.host))
+                .with_help("is that the machine you mean? a join would replace its ca.crt; nothing was changed"),
+        ));
+    }
     let name = args.name.clone().or(facts.name_override).unwrap_or_else(|| facts.hostname.to_lowercase());
     if !is_node_name(&name) {
         return Err(Error::new(format!("`{name}` cannot name a Kubernetes node"))
@@ -132,19 +138,22 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
     Ok(Machine::new(member, target, cluster, terms, setting.templates()?, args.reset))
 }
 
-/// Three lines, then the kubelet's unit with its drop-ins.
-const FACTS: &str = "cat /etc/machine-id; uname -n; command -v kubelet || echo; systemctl cat kubelet 2>/dev/null || true";
+/// Four lines, then the kubelet's unit with its drop-ins. The fourth is the CA of a machine that holds the CA's key.
+const FACTS: &str = "cat /etc/machine-id; uname -n; command -v kubelet || echo; \
+    if [ -e /etc/kubernetes/pki/ca.key ]; then tr -d '\\n' </etc/kubernetes/pki/ca.crt; fi; echo; systemctl cat kubelet 2>/dev/null || true";
 
 struct MachineFacts {
     machine_id: String,
     hostname: String,
+    /// Of a control plane: its CA, in PEM without line breaks.
+    own_ca: Option<String>,
     name_override: Option<String>,
 }
 
 fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
     let mut lines = text.lines();
     let mut next = || lines.next().unwrap_or_default().trim().to_owned();
-    let (machine_id, hostname, kubelet) = (next(), next(), next());
+    let (machine_id, hostname, kubelet, own_ca) = (next(), next(), next(), next());
     let unit: String = lines.map(|line| format!("{line} ")).collect();
     if kubelet.is_empty() {
         return Err(Error::new(format!("{at} has no kubelet")).with_help(
@@ -159,7 +168,7 @@ fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
     // The last one counts, as for the kubelet.
     let name_override =
         unit.rsplit_once("--hostname-override=").map(|(_, rest)| rest.split([' ', '"', '\'']).next().unwrap_or_default().to_owned());
-    Ok(MachineFacts { machine_id, hostname, name_override })
+    Ok(MachineFacts { machine_id, hostname, own_ca: Some(own_ca).filter(|ca| !ca.is_empty()), name_override })
 }
 
 fn address_of(host: &str) -> Result<IpAddr> {
@@ -181,12 +190,12 @@ mod tests {
 
     #[test]
     fn a_machine_is_known_by_its_kubelets_own_unit() {
-        let unit = "0123abcd\nnode-104\n/usr/bin/kubelet\n# /etc/systemd/system/kubelet.service\nExecStart=/usr/bin/kubelet\n# drop-in\nExecStart=\nExecStart=/usr/bin/kubelet --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n  --hostname-override=192.168.3.104 \\\n";
+        let unit = "0123abcd\nnode-104\n/usr/bin/kubelet\n\n# /etc/systemd/system/kubelet.service\nExecStart=/usr/bin/kubelet\n# drop-in\nExecStart=\nExecStart=/usr/bin/kubelet --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n  --hostname-override=192.168.3.104 \\\n";
         let facts = parse_facts(unit, "root@n1").unwrap();
         assert_eq!((facts.machine_id.as_str(), facts.hostname.as_str()), ("0123abcd", "node-104"));
         assert_eq!(facts.name_override.as_deref(), Some("192.168.3.104"));
-        assert!(parse_facts("id\nn1\n\n", "n1").is_err_and(|error| error.to_string().contains("has no kubelet")));
-        assert!(parse_facts("id\nn1\n/usr/bin/kubelet\nExecStart=/usr/bin/kubelet\n", "n1").is_err());
+        assert!(parse_facts("id\nn1\n\n\n", "n1").is_err_and(|error| error.to_string().contains("has no kubelet")));
+        assert!(parse_facts("id\nn1\n/usr/bin/kubelet\n\nExecStart=/usr/bin/kubelet\n", "n1").is_err());
     }
 
     #[test]

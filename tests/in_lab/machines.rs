@@ -109,6 +109,11 @@ pub fn a_machine_of_the_seeds_version(world: &World, ip: &str) {
     machine.is_refused(&[], &["was a node before", "--reset", "nothing was changed"]);
     assert_eq!(machine.guest(identity), before);
 
+    // Nor is another cluster's control plane turned into a worker.
+    machine.guest("cd /etc/kubernetes/pki && touch ca.key && cp ca.crt /root/ && echo another > ca.crt");
+    machine.is_refused(&["--reset"], &["is the control plane of another cluster", "nothing was changed"]);
+    assert_eq!(machine.guest("cd /etc/kubernetes/pki && cat ca.crt && rm ca.key && mv /root/ca.crt .").trim(), "another");
+
     // With --reset it joins anew; our own group is bound for as long as that takes; and the serving certificate is
     // for its own address alone.
     machine.guest("echo 'serverTLSBootstrap: true' >> /var/lib/kubelet/config.yaml");
