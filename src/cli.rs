@@ -260,6 +260,18 @@ pub struct Plan {
     pub show: bool,
 }
 
+/// Where templates and VMs are
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// libvirt
+    #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
+    pub uri: String,
+
+    /// The pool of the template, and of what is made from it
+    #[arg(long, default_value = "default")]
+    pub pool: String,
+}
+
 #[derive(Debug, Args)]
 pub struct Create {
     /// Its name
@@ -302,13 +314,8 @@ pub struct Create {
     #[arg(long, value_enum)]
     pub first_boot: Option<FirstBoot>,
 
-    /// libvirt
-    #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
-    pub uri: String,
-
-    /// The pool of the template and of the clone
-    #[arg(long, default_value = "default")]
-    pub pool: String,
+    #[command(flatten)]
+    pub host: HostArgs,
 
     /// A bridge of the host to plug it into
     #[arg(long, conflicts_with = "network")]
@@ -416,13 +423,8 @@ pub struct Prepare {
     #[arg(long = "as", value_name = "NAME")]
     pub target: Option<String>,
 
-    /// libvirt
-    #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
-    pub uri: String,
-
-    /// The pool of both
-    #[arg(long, default_value = "default")]
-    pub pool: String,
+    #[command(flatten)]
+    pub host: HostArgs,
 }
 
 #[derive(Debug, Args)]

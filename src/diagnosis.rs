@@ -192,15 +192,16 @@ fn clock(facts: &Facts) -> Option<Explanation> {
     if skew.abs() < FAR && !refused && !guest.says(&["unauthorized"]) {
         return None;
     }
-    let way = if skew > 0 { "ahead of" } else { "behind" };
     Some(Explanation {
-        because: Some(format!(
-            "the guest's clock is {} s {way} the API server's: certificates and tokens that are valid look invalid there",
-            skew.abs()
-        )),
+        because: Some(format!("the guest's clock is {}: certificates and tokens that are valid look invalid there", off_by(skew))),
         help: format!("set it, and let a time service keep it (the profile's `ntp_servers`): {shell} timedatectl"),
         hopeless: refused,
     })
+}
+
+/// How a clock stands to the API server's, by the seconds it is ahead.
+pub fn off_by(skew: i64) -> String {
+    format!("{} s {} the API server's", skew.abs(), if skew > 0 { "ahead of" } else { "behind" })
 }
 
 /// Why a kubelet does not stay up.

@@ -26,17 +26,24 @@ fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> String {
     lines.into_iter().map(|line| format!("{}\n", line.as_ref())).collect()
 }
 
-/// The unit, as files of the guest: path, text, mode.
-pub fn unit(templates: &Templates) -> Result<Vec<(&'static str, String, u32)>> {
-    [("/usr/lib/nodegraft/firstboot.sh", "first-boot/firstboot.sh", 0o755), (UNIT, "first-boot/nodegraft-firstboot.service", 0o644)]
-        .into_iter()
-        .map(|(path, template, mode)| Ok((path, templates.render(template, &serde_json::json!({}))?, mode)))
-        .collect()
+/// The unit, as it lies in a guest.
+pub struct Unit {
+    /// Path, text and mode.
+    pub files: Vec<(&'static str, String, u32)>,
+    /// Where systemd finds it, and the link that enables it.
+    pub link: (&'static str, &'static str),
 }
 
-/// Where systemd finds it, and the link that enables it.
-pub const UNIT: &str = "/etc/systemd/system/nodegraft-firstboot.service";
-pub const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/nodegraft-firstboot.service";
+pub fn unit(templates: &Templates) -> Result<Unit> {
+    const SERVICE: &str = "/etc/systemd/system/nodegraft-firstboot.service";
+    const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/nodegraft-firstboot.service";
+    let files =
+        [("/usr/lib/nodegraft/firstboot.sh", "first-boot/firstboot.sh", 0o755), (SERVICE, "first-boot/nodegraft-firstboot.service", 0o644)]
+            .into_iter()
+            .map(|(path, template, mode)| Ok((path, templates.render(template, &serde_json::json!({}))?, mode)))
+            .collect::<Result<_>>()?;
+    Ok(Unit { files, link: (SERVICE, ENABLED) })
+}
 
 /// Whether a volume's name tells of a system that keeps its network in ifcfg files.
 pub fn is_red_hat(template: &str) -> bool {

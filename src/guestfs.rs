@@ -8,9 +8,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::error::{Context, Error, Result};
+use crate::first_boot::Unit;
 
 pub const PROGRAM: &str = "virt-customize";
 const SHOWN: usize = 10;
+/// The small VM that it runs boots in software emulation at worst, perhaps next to others.
+pub const LIMIT: Duration = Duration::from_secs(900);
 
 /// Whether the program is on this machine.
 pub fn is_installed() -> bool {
@@ -18,17 +21,9 @@ pub fn is_installed() -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(PROGRAM).is_file())
 }
 
-/// What to put into an image.
-pub struct Addition<'a> {
-    /// Path, text and mode.
-    pub files: &'a [(&'a str, String, u32)],
-    /// Target and link.
-    pub links: &'a [(&'a str, &'a str)],
-}
-
-/// Puts files into an image on this machine; `on_line` is told what the program says. Doing it twice is harmless.
+/// Puts the first-boot unit into an image on this machine; `on_line` is told what the program says. Doing it twice is harmless.
 /// libguestfs runs a small VM: `kvm` tells whether that one may use KVM.
-pub async fn add(image: &Path, addition: &Addition<'_>, kvm: bool, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<()> {
+pub async fn add(image: &Path, unit: &Unit, kvm: bool, mut on_line: impl FnMut(&str)) -> Result<()> {
     let dir = tempfile::tempdir().doing("making a temporary directory")?;
     let mut command = Command::new(PROGRAM);
     command.arg("-a").arg(image).arg("--no-network");
@@ -37,16 +32,15 @@ pub async fn add(image: &Path, addition: &Addition<'_>, kvm: bool, limit: Durati
             command.arg("--mkdir").arg(parent);
         }
     };
-    for (number, (path, text, mode)) in addition.files.iter().enumerate() {
+    for (number, (path, text, mode)) in unit.files.iter().enumerate() {
         let local = dir.path().join(number.to_string());
         std::fs::write(&local, text).doing("writing a temporary file")?;
         parent_of(&mut command, path);
         command.arg("--upload").arg(format!("{}:{path}", local.display())).arg("--chmod").arg(format!("{mode:04o}:{path}"));
     }
-    for (target, link) in addition.links {
-        parent_of(&mut command, link);
-        command.arg("--link").arg(format!("{target}:{link}"));
-    }
+    let (target, link) = unit.link;
+    parent_of(&mut command, link);
+    command.arg("--link").arg(format!("{target}:{link}"));
     // libvirt would define a VM of its own on the host.
     command.env("LIBGUESTFS_BACKEND", "direct");
     if !kvm {
@@ -74,9 +68,9 @@ pub async fn add(image: &Path, addition: &Addition<'_>, kvm: bool, limit: Durati
         }
         child.wait().await
     };
-    let status = tokio::time::timeout(limit, work)
+    let status = tokio::time::timeout(LIMIT, work)
         .await
-        .map_err(|_| Error::new(format!("{what} took more than {} s", limit.as_secs())))?
+        .map_err(|_| Error::new(format!("{what} took more than {} s", LIMIT.as_secs())))?
         .doing(&*what)?;
     if status.success() {
         return Ok(());

@@ -62,6 +62,29 @@ pub enum OpenError {
     Refused { user: String, host: String, key: String },
 }
 
+/// A session that is opened when it is first asked for, and anew when it broke.
+#[derive(Default)]
+pub struct Kept(Mutex<Option<Session>>);
+
+impl Kept {
+    pub fn of(session: Session) -> Self {
+        Self(Mutex::new(Some(session)))
+    }
+
+    /// `target` is only asked for where a session has to be opened.
+    pub async fn session(&self, target: impl Future<Output = Result<Target, OpenError>>, deadline: Duration) -> Result<Session, OpenError> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(session) = kept
+            && session.works().await
+        {
+            return Ok(session);
+        }
+        let session = Session::open(target.await?, deadline).await?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+        Ok(session)
+    }
+}
+
 /// What a command left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
@@ -111,7 +134,7 @@ impl Session {
     }
 
     /// Whether a command still gets through.
-    pub async fn works(&self) -> bool {
+    async fn works(&self) -> bool {
         self.output("true", Duration::from_secs(5)).await.is_ok()
     }
 

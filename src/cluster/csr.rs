@@ -52,11 +52,8 @@ pub enum State {
 impl Request {
     /// Why this is not the request of `node`'s kubelet made as `user`, or `None` if it is exactly that.
     pub fn objection(&self, user: &str, node: &str) -> Option<String> {
-        if self.requestor != user {
-            return Some(format!("it was made by {}, not {user}", self.requestor));
-        }
-        if self.common_name != format!("system:node:{node}") || self.organizations != ["system:nodes"] {
-            return Some(format!("its subject is O={}, CN={}", self.organizations.join("+"), self.common_name));
+        if let Some(objection) = self.subject_objection(user, node) {
+            return Some(objection);
         }
         if self.signer.as_deref().is_some_and(|signer| signer != CLIENT_SIGNER) {
             return Some(format!("its signer is {}", self.signer.as_deref().unwrap_or_default()));
@@ -69,12 +66,8 @@ impl Request {
 
     /// Why this is not the request of `node`'s own kubelet for a certificate to serve with under its own name and address.
     pub fn serving_objection(&self, node: &str, hostname: &str, ip: IpAddr) -> Option<String> {
-        let user = format!("system:node:{node}");
-        if self.requestor != user {
-            return Some(format!("it was made by {}, not {user}", self.requestor));
-        }
-        if self.common_name != user || self.organizations != ["system:nodes"] {
-            return Some(format!("its subject is O={}, CN={}", self.organizations.join("+"), self.common_name));
+        if let Some(objection) = self.subject_objection(&format!("system:node:{node}"), node) {
+            return Some(objection);
         }
         if self.signer.as_deref() != Some(SERVING_SIGNER) {
             return Some(format!("its signer is {}", self.signer.as_deref().unwrap_or("not given")));
@@ -91,6 +84,16 @@ impl Request {
             return Some("it asks for no name at all".to_owned());
         }
         self.usage_objection("server auth")
+    }
+
+    fn subject_objection(&self, user: &str, node: &str) -> Option<String> {
+        if self.requestor != user {
+            return Some(format!("it was made by {}, not {user}", self.requestor));
+        }
+        if self.common_name != format!("system:node:{node}") || self.organizations != ["system:nodes"] {
+            return Some(format!("its subject is O={}, CN={}", self.organizations.join("+"), self.common_name));
+        }
+        None
     }
 
     fn usage_objection(&self, wanted: &str) -> Option<String> {

@@ -194,10 +194,6 @@ impl Cluster {
         Ok(if until.is_some_and(|until| until <= jiff::Timestamp::now()) { TokenState::Expired } else { TokenState::Alive })
     }
 
-    pub async fn token_exists(&self, id: &str) -> Result<bool> {
-        within(format!("looking for the token {id}"), self.tokens().get_opt(&format!("bootstrap-token-{id}"))).await.map(|t| t.is_some())
-    }
-
     /// Ids of the tokens we made for a node and that are still there.
     pub async fn tokens_of(&self, cluster: &str, node: &str) -> Result<Vec<String>> {
         let ours = ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1)).fields(&format!("type={TYPE}"));
@@ -208,6 +204,17 @@ impl Cluster {
             .filter(|secret| wanted.iter().all(|(key, value)| secret.metadata.annotations.as_ref().and_then(|a| a.get(key)) == Some(value)))
             .filter_map(|secret| secret.metadata.name?.strip_prefix("bootstrap-token-").map(str::to_owned))
             .collect())
+    }
+
+    /// Deletes the tokens we made for a node. Returns their ids.
+    pub async fn delete_tokens_of(&self, cluster: &str, node: &str) -> Result<Vec<String>> {
+        let mut deleted = Vec::new();
+        for id in self.tokens_of(cluster, node).await? {
+            if self.delete_token(&id).await? {
+                deleted.push(id);
+            }
+        }
+        Ok(deleted)
     }
 }
 

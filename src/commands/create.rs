@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::image::{PREPARED, template_names};
+use super::image::{PREPARED, active_pool, template_names};
 use super::{Setting, up};
 use crate::cli::{self, OnFailure, Output};
 use crate::error::{Context, Error, Exit, Result};
@@ -57,13 +57,9 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
 
 /// Looks at pool and template first, and says so.
 async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> {
-    let host = Host::open(&args.uri).await?;
-    let pool = host.pool(&args.pool).await?.filter(|pool| pool.active).ok_or_else(|| {
-        Error::new(format!("the pool {} is not there, or not active", args.pool))
-            .with_help("see: virsh pool-list --all; name one with --pool")
-            .with_exit(Exit::Unfit)
-    })?;
-    let volumes = template_names(&host, &args.pool).await?;
+    let host = Host::open(&args.host.uri).await?;
+    let pool = active_pool(&host, &args.host.pool).await?;
+    let volumes = template_names(&host, &args.host.pool).await?;
     let question =
         Question { flag: "--template", text: "Template volume", given: args.template.as_deref(), default: volumes.first().cloned() };
     let known = |name: &str| {
@@ -72,7 +68,11 @@ async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> 
     let template = prompt
         .ask(&question, known)
         .map_err(|error| if volumes.is_empty() { error.with_help("put a qcow2 image into the pool first") } else { error })?;
-    prompt.say(&format!("the pool {} is active, {} free, and has the template {template}", args.pool, Size(pool.available >> 30 << 30)));
+    prompt.say(&format!(
+        "the pool {} is active, {} free, and has the template {template}",
+        args.host.pool,
+        Size(pool.available >> 30 << 30)
+    ));
     Ok(template)
 }
 
@@ -123,7 +123,7 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
     let mut spec = json!({
         "version": 1,
         "cluster": {"name": args.cluster_name, "join": false},
-        "host": {"uri": args.uri, "pool": args.pool, "network": network},
+        "host": {"uri": args.host.uri, "pool": args.host.pool, "network": network},
         "nodes": [{
             "name": name, "address": net.to_string(), "template": template, "cpus": cpus.parse::<u32>().unwrap_or(2),
             "memory": memory, "disk": disk, "gateway": gateway, "dns": [dns],

@@ -2,30 +2,24 @@
 //! the new volume is there complete or not at all, and the template stays as it is.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::Setting;
 use crate::cli;
 use crate::error::{Error, Exit, Result};
 use crate::first_boot;
-use crate::guestfs::{self, Addition};
+use crate::guestfs;
 use crate::libvirt::Host;
+use crate::libvirt::storage::{Pool, Volume};
 use crate::spec::VirtType;
 use crate::stages::preflight::{State, injection, virt_type};
 use crate::ui;
 
-const LIMIT: Duration = Duration::from_secs(900);
-
 pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
-    let host = Host::open(&args.uri).await?;
-    let (pool, source) = (&args.pool, &args.volume);
+    let host = Host::open(&args.host.uri).await?;
+    let (pool, source) = (&args.host.pool, &args.volume);
     let target = args.target.clone().unwrap_or_else(|| prepared_name(source));
     let unfit = |what: String| Error::new(what).with_exit(Exit::Unfit);
-    if host.pool(pool).await?.is_none_or(|pool| !pool.active) {
-        return Err(
-            unfit(format!("the pool {pool} is not there, or not active")).with_help("see: virsh pool-list --all; name one with --pool")
-        );
-    }
+    active_pool(&host, pool).await?;
     let Some(template) = host.volume(pool, source).await? else {
         let templates = template_names(&host, pool).await?;
         let has = if templates.is_empty() { "no qcow2 volume".to_owned() } else { templates.join(", ") };
@@ -50,28 +44,28 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn make(
-    host: &Host,
-    args: &cli::Prepare,
-    setting: &Setting,
-    template: &crate::libvirt::storage::Volume,
-    work: &str,
-    target: &str,
-) -> Result<()> {
-    let pool = &args.pool;
+async fn make(host: &Host, args: &cli::Prepare, setting: &Setting, template: &Volume, work: &str, target: &str) -> Result<()> {
+    let pool = &args.host.pool;
     host.create_overlay(pool, work, template, template.capacity).await?;
     let overlay = host.volume(pool, work).await?.ok_or_else(|| Error::new(format!("{work} vanished from the pool {pool}")))?;
     let kvm = virt_type(host, VirtType::Auto).await?.0 == "kvm";
-    let files = first_boot::unit(&setting.templates()?)?;
-    let addition = Addition { files: &files, links: &[(first_boot::UNIT, first_boot::ENABLED)] };
+    let unit = first_boot::unit(&setting.templates()?)?;
     ui::note(&format!("putting the first-boot unit into a copy of {}", template.name));
     tokio::select! {
         biased;
         () = setting.stop.cancelled() => return Err(Error::interrupted()),
-        done = guestfs::add(Path::new(&overlay.path), &addition, kvm, LIMIT, ui::note) => done?,
+        done = guestfs::add(Path::new(&overlay.path), &unit, kvm, ui::note) => done?,
     }
     ui::note(&format!("copying it to {target}"));
     host.copy_volume(pool, target, work).await
+}
+
+pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
+    host.pool(name).await?.filter(|pool| pool.active).ok_or_else(|| {
+        Error::new(format!("the pool {name} is not there, or not active"))
+            .with_help("see: virsh pool-list --all; name one with --pool")
+            .with_exit(Exit::Unfit)
+    })
 }
 
 /// The volumes that VMs can be cloned from: qcow2, and not ours.

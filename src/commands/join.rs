@@ -56,7 +56,8 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     let walked = walk(&each, Some(name)).forward().await;
     let mut left = false;
     if walked.result.is_err() {
-        left |= delete_tokens(&machine).await.is_err();
+        // A join that was stopped half-way leaves its token.
+        left |= machine.cluster.delete_tokens_of(&machine.terms.name, &machine.member.name).await.is_err();
     }
     // What was bound for this join alone goes with it.
     if !bound.is_empty() {
@@ -69,14 +70,6 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         NodeResult::Interrupted => Exit::Interrupted,
         NodeResult::Failed => Exit::NodesFailed,
     })
-}
-
-/// A join that was stopped half-way leaves its token.
-async fn delete_tokens(machine: &Machine) -> Result<()> {
-    for id in machine.cluster.tokens_of(&machine.terms.name, &machine.member.name).await? {
-        machine.cluster.delete_token(&id).await?;
-    }
-    Ok(())
 }
 
 fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> NodeResult {
@@ -135,7 +128,7 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         shell,
         deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
     };
-    Ok(Machine::new(member, target, cluster, terms, setting.templates()?, args.reset))
+    Ok(Machine::new(member, (target, session), cluster, terms, setting.templates()?, args.reset))
 }
 
 /// Four lines, then the kubelet's unit with its drop-ins. The fourth is the CA of a machine that holds the CA's key.

@@ -6,7 +6,8 @@ use super::Setting;
 use crate::cli::{self, Output};
 use crate::error::{Exit, Result};
 use crate::plan::{HostFacts, HostKey, Node, Plan, SeedState};
-use crate::spec::{Clone as CloneMode, FirstBoot, Size};
+use crate::spec::{Clone as CloneMode, Size};
+use crate::stages::node_stages;
 use crate::ui;
 
 /// A plan as data, for `--output json`.
@@ -51,6 +52,7 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
         CloneMode::Overlay => "a thin overlay on",
         CloneMode::Full => "a full copy of",
     };
+    let walked = node_stages(node, plan.cluster.source.is_some());
     let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
     [
         ("Volume", format!("{} in {}: {how} {}, {}", node.volume, plan.host.pool, node.template, Size(node.disk))),
@@ -75,8 +77,7 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
         ("Ready", format!("the Node is Ready within {} s", node.deadlines.ready.as_secs())),
     ]
     .into_iter()
-    .filter(|(stage, _)| plan.cluster.source.is_some() || !["Join", "Ready"].contains(stage))
-    .filter(|(stage, _)| *stage != "Inject" || node.first_boot == FirstBoot::Inject)
+    .filter(|(stage, _)| walked.iter().any(|walked| walked.name() == *stage))
     .map(|(stage, what)| (stage.to_owned(), what))
     .collect()
 }

@@ -3,6 +3,7 @@
 use super::{Setting, cluster_of};
 use crate::cli::{self, CreateToken, Output};
 use crate::cluster::token::{Terms, Token, check_group};
+use crate::diagnosis::TokenState;
 use crate::error::{Error, Exit, Result};
 use crate::spec::Span;
 use crate::ui;
@@ -50,7 +51,7 @@ async fn create(args: &CreateToken, setting: &Setting) -> Result<()> {
         return ui::print_data(&token.secret(&terms), format);
     }
     let cluster = cluster_of(&args.cluster, setting).await?;
-    if cluster.token_exists(&token.id).await? {
+    if cluster.token_state(&token.id).await? != TokenState::Gone {
         return Err(Error::new(format!("the cluster already has a token {}", token.id))
             .with_help(format!("nodegraft token delete {}, or let another be generated", token.id))
             .with_exit(Exit::Unfit));

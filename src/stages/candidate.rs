@@ -1,16 +1,15 @@
 //! Who joins: a VM of ours, or any machine that SSH reaches. Access, Join and Ready work on either.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Drain, NodeRun, Run, is_ours, locked};
+use super::{Drain, NodeRun, Run, is_ours};
 use crate::cluster::Cluster;
 use crate::error::Result;
 use crate::plan::{self, Member};
-use crate::ssh::{OpenError, Session, Target};
+use crate::ssh::{Kept, OpenError, Session, Target};
 use crate::template::Templates;
 
 /// The cluster that is joined, and on which terms.
@@ -115,12 +114,20 @@ pub struct Machine {
     pub templates: Templates,
     /// What it was before is to be cleared.
     reset: AtomicBool,
-    session: Mutex<Option<Session>>,
+    session: Kept,
 }
 
 impl Machine {
-    pub fn new(member: Member, target: Target, cluster: Cluster, terms: plan::Cluster, templates: Templates, reset: bool) -> Self {
-        Self { member, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Mutex::default() }
+    /// `session` is one to `target`.
+    pub fn new(
+        member: Member,
+        (target, session): (Target, Session),
+        cluster: Cluster,
+        terms: plan::Cluster,
+        templates: Templates,
+        reset: bool,
+    ) -> Self {
+        Self { member, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Kept::of(session) }
     }
 }
 
@@ -145,15 +152,7 @@ impl Candidate for Machine {
     }
 
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
-        let kept = locked(&self.session).clone();
-        if let Some(session) = kept
-            && session.works().await
-        {
-            return Ok(session);
-        }
-        let session = Session::open(self.target.clone(), deadline).await?;
-        *locked(&self.session) = Some(session.clone());
-        Ok(session)
+        self.session.session(async { Ok(self.target.clone()) }, deadline).await
     }
 
     fn earlier(&self) -> Earlier {

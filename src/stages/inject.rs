@@ -10,11 +10,8 @@ use async_trait::async_trait;
 use super::NodeRun;
 use crate::error::{Error, Result};
 use crate::first_boot;
-use crate::guestfs::{self, Addition};
+use crate::guestfs;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-
-/// Its own small VM boots in software emulation, perhaps next to others.
-const LIMIT: Duration = Duration::from_secs(900);
 
 pub struct Inject;
 
@@ -25,7 +22,7 @@ impl Stage<NodeRun> for Inject {
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
-        LIMIT + Duration::from_secs(30)
+        guestfs::LIMIT + Duration::from_secs(30)
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
@@ -43,10 +40,9 @@ impl Stage<NodeRun> for Inject {
         let volume = on.run.host.volume(pool, name).await?;
         let volume =
             volume.ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")).with_help("run `nodegraft up` again"))?;
-        let files = first_boot::unit(&on.run.plan.templates)?;
-        let addition = Addition { files: &files, links: &[(first_boot::UNIT, first_boot::ENABLED)] };
+        let unit = first_boot::unit(&on.run.plan.templates)?;
         let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
-        guestfs::add(Path::new(&volume.path), &addition, kvm, LIMIT, |line| report.progress(line)).await?;
+        guestfs::add(Path::new(&volume.path), &unit, kvm, |line| report.progress(line)).await?;
         on.injected.store(true, Ordering::Relaxed);
         Ok(())
     }

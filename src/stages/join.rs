@@ -12,7 +12,7 @@ use super::{locked, serving};
 use crate::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::cluster::csr::{Request, State};
 use crate::cluster::token::{Terms, Token};
-use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain};
+use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::error::{Context, Error, Result};
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::plan::bootstrap_kubeconfig;
@@ -147,9 +147,7 @@ async fn has_identity(session: &Session) -> Result<bool> {
 async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Result<()> {
     let (cluster, name) = (on.cluster(), &on.member().name);
     reachable(on, session).await?;
-    for left in cluster.tokens_of(&on.terms().name, name).await? {
-        cluster.delete_token(&left).await?;
-    }
+    cluster.delete_tokens_of(&on.terms().name, name).await?;
     let token = Token::generate()?;
     report.progress(format!("token {}", token.id));
     let terms = Terms {
@@ -207,7 +205,7 @@ async fn with_token<C: Candidate>(on: &C, session: &Session, token: &Token, serv
     let begun = Begun::now(session, server_clock).await.doing("reading the machine's clock")?;
     if let Some(skew) = begun.skew.filter(|_| begun.is_off()) {
         report.warn(
-            format!("the clock of {} is {} s {} the API server's", member.name, skew.abs(), if skew > 0 { "ahead of" } else { "behind" }),
+            format!("the clock of {} is {}", member.name, off_by(skew)),
             Some("certificates and tokens may look invalid there: set it, and keep it with a time service".into()),
         );
     }

@@ -35,7 +35,7 @@ use crate::libvirt::{Host, console::Console, domain::Domain};
 use crate::pipeline::stage::Stage;
 use crate::plan::{self, HostKey, Mark, Member, Plan};
 use crate::spec::FirstBoot;
-use crate::ssh::{Identity, OpenError, Session, Target, Trust};
+use crate::ssh::{Identity, Kept, OpenError, Session, Target, Trust};
 use crate::state::{LoginKey, StateDir};
 
 /// Once per run, in this order. `join` is false for machines that join no cluster.
@@ -109,7 +109,7 @@ pub struct NodeRun {
     /// Made by Seed, recorded by Domain.
     pub host_key: Mutex<Option<HostKey>>,
     console: Mutex<Option<Console>>,
-    session: Mutex<Option<Session>>,
+    session: Kept,
 }
 
 impl NodeRun {
@@ -123,7 +123,7 @@ impl NodeRun {
             injected: AtomicBool::new(false),
             host_key: Mutex::default(),
             console: Mutex::default(),
-            session: Mutex::default(),
+            session: Kept::default(),
         }
     }
 
@@ -159,23 +159,17 @@ impl NodeRun {
 
     /// A session that works, opened anew if the last one broke.
     async fn open_session(&self, deadline: Duration) -> Result<Session, OpenError> {
-        let kept = locked(&self.session).clone();
-        if let Some(session) = kept
-            && session.works().await
-        {
-            return Ok(session);
-        }
-        let mark = self.mark().await.map_err(OpenError::Unreachable)?;
-        let target = Target {
-            host: self.node.ip.to_string(),
-            port: 22,
-            user: self.node.user.clone(),
-            trust: Trust::Pinned(mark.host_key),
-            identity: Identity::Key { private: self.run.key.private.clone(), public: self.run.key.public.clone() },
+        let target = async {
+            let mark = self.mark().await.map_err(OpenError::Unreachable)?;
+            Ok(Target {
+                host: self.node.ip.to_string(),
+                port: 22,
+                user: self.node.user.clone(),
+                trust: Trust::Pinned(mark.host_key),
+                identity: Identity::Key { private: self.run.key.private.clone(), public: self.run.key.public.clone() },
+            })
         };
-        let session = Session::open(target, deadline).await?;
-        *locked(&self.session) = Some(session.clone());
-        Ok(session)
+        self.session.session(target, deadline).await
     }
 }
 

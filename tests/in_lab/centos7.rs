@@ -62,7 +62,7 @@ const RECORDED: [&str; 14] = [
 ];
 
 /// Copies a program and the libraries it is linked with.
-pub fn install(root: &Path, program: &str) {
+fn install(root: &Path, program: &str) {
     let found = Command::new("sh").args(["-c", &format!("readlink -f \"$(command -v {program})\"")]).output().unwrap();
     let path = String::from_utf8(found.stdout).unwrap().trim().to_owned();
     fs::copy(&path, root.join("bin").join(program)).unwrap();
@@ -74,48 +74,47 @@ pub fn install(root: &Path, program: &str) {
     }
 }
 
-/// Puts a recorder in the place of each of these commands.
-pub fn record(root: &Path, names: &[&str], recorder: &str) {
-    for name in names {
+/// A root tree for `chroot`: programs with their libraries, recorders in the place of others, and text files.
+pub fn root_tree(root: &Path, dirs: &[&str], programs: &[&str], recorded: &[&str], recorder: &str, files: &[(&str, &str)]) {
+    for dir in dirs {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    for program in programs {
+        install(root, program);
+    }
+    for name in recorded {
         let path = root.join("bin").join(name);
         fs::write(&path, recorder).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-}
-
-fn root_tree(root: &Path) {
-    for dir in [
-        "bin",
-        "dev",
-        "tmp",
-        "opt",
-        "installed",
-        "active",
-        "var/lib",
-        "etc/selinux",
-        "etc/ssh",
-        "etc/yum.repos.d",
-        "etc/sysctl.d",
-        "etc/modules-load.d",
-        "etc/systemd/system",
-    ] {
-        fs::create_dir_all(root.join(dir)).unwrap();
-    }
-    for program in ["bash", "sed", "grep", "cat", "mkdir", "mv", "rm"] {
-        install(root, program);
-    }
-    record(root, &RECORDED, RECORDER);
     must("mknod", &["-m", "666", root.join("dev/null").to_str().unwrap(), "c", "1", "3"]);
-    let files = [
-        ("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n"),
-        ("etc/ssh/sshd_config", "Port 22\n#UseDNS yes\nUsePAM yes\n"),
-        ("etc/yum.repos.d/CentOS-Base.repo", "[base]\noriginal\n"),
-        ("etc/fstab", "/dev/vda1 / xfs defaults 0 0\n/dev/vda2 swap swap defaults 0 0\n"),
-    ];
     for (path, content) in files {
         fs::write(root.join(path), content).unwrap();
     }
 }
+
+const DIRS: [&str; 13] = [
+    "bin",
+    "dev",
+    "tmp",
+    "opt",
+    "installed",
+    "active",
+    "var/lib",
+    "etc/selinux",
+    "etc/ssh",
+    "etc/yum.repos.d",
+    "etc/sysctl.d",
+    "etc/modules-load.d",
+    "etc/systemd/system",
+];
+
+const FILES: [(&str, &str); 4] = [
+    ("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n"),
+    ("etc/ssh/sshd_config", "Port 22\n#UseDNS yes\nUsePAM yes\n"),
+    ("etc/yum.repos.d/CentOS-Base.repo", "[base]\noriginal\n"),
+    ("etc/fstab", "/dev/vda1 / xfs defaults 0 0\n/dev/vda2 swap swap defaults 0 0\n"),
+];
 
 fn plan() -> Plan {
     let spec = "version: 1\ncluster: {name: seed, kubeconfig: k}\ndefaults: {template: CentOS7.6.1810.x86_64.qcow2, profile: centos7-docker, gateway: 192.168.3.1}\n\
@@ -128,7 +127,7 @@ fn plan() -> Plan {
 fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    root_tree(root);
+    root_tree(root, &DIRS, &["bash", "sed", "grep", "cat", "mkdir", "mv", "rm"], &RECORDED, RECORDER, &FILES);
     let plan = plan();
     let steps = &plan.nodes[0].steps;
     assert_eq!(steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "docker", "kubelet"]);

@@ -10,8 +10,8 @@ use nodegraft::plan::{HostKey, Plan};
 use nodegraft::spec::Spec;
 use nodegraft::template::Templates;
 
-use super::centos7::{install, record};
-use super::{OLD, World, must, text, virsh};
+use super::centos7::root_tree;
+use super::{OLD, World, text, virsh};
 
 /// Three guests: netplan and NetworkManager by `first_boot: inject`, networkd from a template that `image
 /// prepare` made. The fourth way, ifupdown, goes on to Ready in `roads.rs`.
@@ -119,30 +119,37 @@ const RECORDED: [&str; 13] = [
     "useradd",
 ];
 
-fn root_tree(root: &Path) {
-    for dir in [
-        "bin",
-        "dev/disk/by-label",
-        "etc/ssh",
-        "etc/sysconfig/network-scripts",
-        "root",
-        "sys/class/net",
-        "sys/class/block",
-        "tmp",
-        "usr/lib/nodegraft",
-        "var/lib",
-    ] {
-        fs::create_dir_all(root.join(dir)).unwrap();
-    }
-    for program in [
-        "bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "cp", "chmod", "chown", "touch", "cut", "tr", "head", "id", "getent", "readlink",
-    ] {
-        install(root, program);
-    }
+const DIRS: [&str; 10] = [
+    "bin",
+    "dev/disk/by-label",
+    "etc/ssh",
+    "etc/sysconfig/network-scripts",
+    "root",
+    "sys/class/net",
+    "sys/class/block",
+    "tmp",
+    "usr/lib/nodegraft",
+    "var/lib",
+];
+
+const PROGRAMS: [&str; 17] =
+    ["bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "cp", "chmod", "chown", "touch", "cut", "tr", "head", "id", "getent", "readlink"];
+
+const FILES: [(&str, &str); 9] = [
+    ("dev/disk/by-label/CIDATA", ""),
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
+    ("etc/group", "root:x:0:\n"),
+    ("etc/nsswitch.conf", "passwd: files\ngroup: files\n"),
+    ("etc/hosts", "127.0.0.1 localhost\n"),
+    ("etc/machine-id", "00000000000000000000000000000000\n"),
+    ("etc/ssh/ssh_host_rsa_key", "of the template\n"),
+    ("etc/sysconfig/network-scripts/ifcfg-lo", "DEVICE=lo\n"),
+    ("etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n"),
+];
+
+/// The devices of a CentOS 7 guest: what `root_tree` cannot lay out as text.
+fn devices(root: &Path) {
     symlink("bash", root.join("bin/sh")).unwrap();
-    record(root, &RECORDED, RECORDER);
-    must("mknod", &["-m", "666", root.join("dev/null").to_str().unwrap(), "c", "1", "3"]);
-    fs::write(root.join("dev/disk/by-label/CIDATA"), "").unwrap();
     // Two interfaces, of which the second has the MAC; a root on LVM in the second partition.
     for (name, mac) in [("docker0", "02:42:ac:11:00:02"), ("ens3", "52:54:00:00:00:01"), ("eth0", MAC)] {
         let dir = root.join("sys/devices").join(name);
@@ -156,19 +163,6 @@ fn root_tree(root: &Path) {
     fs::create_dir_all(root.join("sys/devices/vda/vda2")).unwrap();
     fs::write(root.join("sys/devices/vda/vda2/partition"), "2\n").unwrap();
     symlink("../../devices/vda/vda2", root.join("sys/class/block/vda2")).unwrap();
-    let files = [
-        ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
-        ("etc/group", "root:x:0:\n"),
-        ("etc/nsswitch.conf", "passwd: files\ngroup: files\n"),
-        ("etc/hosts", "127.0.0.1 localhost\n"),
-        ("etc/machine-id", "00000000000000000000000000000000\n"),
-        ("etc/ssh/ssh_host_rsa_key", "of the template\n"),
-        ("etc/sysconfig/network-scripts/ifcfg-lo", "DEVICE=lo\n"),
-        ("etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n"),
-    ];
-    for (path, content) in files {
-        fs::write(root.join(path), content).unwrap();
-    }
 }
 
 const MAC: &str = "52:54:00:9a:bc:de";
@@ -194,9 +188,10 @@ fn seed(root: &Path, user: &str, key: &str) {
 fn a_centos_7_tree_gets_the_seeds_ifcfg() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    root_tree(root);
+    root_tree(root, &DIRS, &PROGRAMS, &RECORDED, RECORDER, &FILES);
+    devices(root);
     seed(root, "root", "FIRST");
-    for (path, script, _) in nodegraft::first_boot::unit(&Templates::built_in()).unwrap() {
+    for (path, script, _) in nodegraft::first_boot::unit(&Templates::built_in()).unwrap().files {
         let path = root.join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, script).unwrap();
