@@ -34,7 +34,9 @@ namespace_up() {
   inside mount -t sysfs sysfs /sys
   inside mount --rbind "$LAB_STATE/cgroup" /sys/fs/cgroup
   inside ip link set lo up
-  inside ip link add "$LAB_BRIDGE" type bridge
+  # A bridge without a MAC of its own takes that of a guest, and another when that one goes: the others then speak to
+  # a gateway that is no more until their ARP entry ends, most of a minute.
+  inside ip link add "$LAB_BRIDGE" address 52:54:00:c8:03:01 type bridge
   inside ip address add "$LAB_GATEWAY/24" dev "$LAB_BRIDGE"
   local version
   for version in "${LAB_VERSIONS[@]}"; do
