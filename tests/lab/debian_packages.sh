@@ -29,7 +29,8 @@ packages_install() {
     backports=(-t "$(. /etc/os-release && echo "$VERSION_CODENAME")-backports")
   fi
   # A package that starts a service must not start one on this machine for the lab's sake.
-  timed "install ${missing[*]}" packages_apt "${backports[@]}" "${missing[@]}"
+  say "missing: ${missing[*]}"
+  timed "install ${#missing[@]} packages" packages_apt "${backports[@]}" "${missing[@]}"
 }
 
 # A Go that can fetch the toolchain a module asks for, from the module proxy: 1.21 or later.

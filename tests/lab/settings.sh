@@ -28,7 +28,9 @@ die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 timed() {
   local what=$1 log start; shift
   mkdir -p "$LAB_CACHE/logs"
-  log=$LAB_CACHE/logs/$(tr -c 'a-zA-Z0-9.\n' '-' <<<"$what").log
+  log=$(tr -c 'a-zA-Z0-9.\n' '-' <<<"$what")
+  # A file's name has 255 bytes at most.
+  log=$LAB_CACHE/logs/${log:0:80}.log
   start=$SECONDS
   say "$what ..."
   if ! "$@" >"$log" 2>&1 </dev/null; then
