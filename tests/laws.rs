@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
 
 use nodegraft::cluster::Cluster;
+use nodegraft::journal::Journal;
 use nodegraft::libvirt::storage::Volume;
 use nodegraft::libvirt::{Host, NetworkState};
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage, Undone};
@@ -194,7 +195,7 @@ fn reporter(name: &str) -> Reporter {
 
 /// What Volume and Seed leave for Domain, as far as the driver goes.
 async fn with_disks(on: &NodeRun) {
-    stage("Volume", on).apply(on, &reporter("Volume")).await.unwrap();
+    stage("Volume", on).apply(on, &reporter("Volume"), &Journal::default()).await.unwrap();
     let base = on.run.host.volume("kvmimage", "debian13.qcow2").await.unwrap().unwrap();
     on.run.host.create_overlay("kvmimage", &on.node.seed, &base, base.capacity).await.unwrap();
     *on.host_key.lock().unwrap() = Some(nodegraft::keys::generate("laws").unwrap());
@@ -210,7 +211,7 @@ async fn domain_keeps_the_laws_of_a_stage() {
     assert_eq!(domain.undo(&on, &report).await.unwrap(), Undone::Absent);
     assert_eq!(on.run.host.domain(&on.node.name).await.unwrap(), None, "check and undo change nothing");
     for _ in 0..2 {
-        domain.apply(&on, &report).await.unwrap();
+        domain.apply(&on, &report, &Journal::default()).await.unwrap();
         assert!(matches!(domain.check(&on, &report).await.unwrap(), Check::Done(_)));
     }
     let mark = on.run.host.domain(&on.node.name).await.unwrap().unwrap().mark.unwrap();
@@ -246,7 +247,7 @@ async fn seed_and_boot_find_and_undo_by_the_laws() {
     assert_eq!(seed.undo(&on, &report).await.unwrap(), Undone::Absent);
     assert_eq!(boot.undo(&on, &report).await.unwrap(), Undone::Absent);
     with_disks(&on).await;
-    domain.apply(&on, &report).await.unwrap();
+    domain.apply(&on, &report, &Journal::default()).await.unwrap();
     assert!(matches!(seed.check(&on, &report).await.unwrap(), Check::Done(_)));
     assert!(matches!(seed.undo(&on, &report).await.unwrap(), Undone::Kept(_)), "the domain still uses it");
     // The driver cannot start a domain paused, as Boot does.
@@ -271,7 +272,7 @@ async fn volume_keeps_the_laws_of_a_stage() {
     assert_eq!(volumes().await, ["debian13.qcow2"]);
     // After apply it is Done; applying twice is harmless.
     for _ in 0..2 {
-        stage.apply(&on, &report).await.unwrap();
+        stage.apply(&on, &report, &Journal::default()).await.unwrap();
         assert!(matches!(stage.check(&on, &report).await.unwrap(), Check::Done(_)));
     }
     assert_eq!(on.run.host.volume("kvmimage", &on.node.volume).await.unwrap().unwrap().capacity, 40 * GIB);
@@ -287,7 +288,7 @@ async fn a_volume_with_overlays_on_it_is_kept() {
     let on = node_run(dir.path()).await;
     let stage = &node_stages(&on.node, true)[0];
     let report = Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, stage.name());
-    stage.apply(&on, &report).await.unwrap();
+    stage.apply(&on, &report, &Journal::default()).await.unwrap();
     let base = on.run.host.volume("kvmimage", &on.node.volume).await.unwrap().unwrap();
     on.run.host.create_overlay("kvmimage", "theirs.qcow2", &base, base.capacity).await.unwrap();
     assert!(matches!(stage.undo(&on, &report).await.unwrap(), Undone::Kept(why) if why.contains("theirs.qcow2")));

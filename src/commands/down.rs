@@ -10,6 +10,7 @@ use super::{Setting, open};
 use crate::cli;
 use crate::error::{Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
+use crate::journal::Journal;
 use crate::pipeline::runner::Walk;
 use crate::plan::Node;
 use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
@@ -39,8 +40,16 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let mut failed = results.iter().filter(|result| **result == NodeResult::Failed).count();
     // The binding serves every node of the cluster: it goes with the last of them.
     if whole && failed == 0 && !others_remain(&run).await? {
+        let journal = Journal::default();
         let stages = run_stages(joins(&run));
-        let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
+        let walk = Walk {
+            stages: &stages,
+            on: run.as_ref(),
+            subject: None,
+            events: setting.events.clone(),
+            stop: setting.stop.clone(),
+            journal: &journal,
+        };
         failed += walk.backward(|_| true).await.len();
     }
     setting.events.send(Event::RunFinished {
@@ -60,9 +69,16 @@ async fn remove(run: Arc<Run>, node: Node, setting: &Setting) -> NodeResult {
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
     let existed = node_run.exists().await;
+    let journal = Journal::default();
     let stages = node_stages(&node_run.node, joins(&node_run.run));
-    let walk =
-        Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
+    let walk = Walk {
+        stages: &stages,
+        on: &node_run,
+        subject: Some(name.clone()),
+        events: setting.events.clone(),
+        stop: setting.stop.clone(),
+        journal: &journal,
+    };
     let errors = walk.backward(|_| true).await;
     let (result, detail) = match (errors.as_slice(), existed) {
         ([], false) => (NodeResult::Unchanged, "there was nothing of it".to_owned()),

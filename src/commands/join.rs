@@ -10,6 +10,7 @@ use crate::cli;
 use crate::cluster::Cluster;
 use crate::error::{Context, Error, Exit, Result};
 use crate::event::{Event, NodeResult, NodeRow};
+use crate::journal::Journal;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
@@ -45,7 +46,15 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         run_stages: names(&once),
         nodes: vec![NodeRow { name: name.clone(), stages: names(&each) }],
     });
-    let walk = |stages, subject| Walk { stages, on: &machine, subject, events: setting.events.clone(), stop: setting.stop.clone() };
+    let journal = Journal::default();
+    let walk = |stages, subject| Walk {
+        stages,
+        on: &machine,
+        subject,
+        events: setting.events.clone(),
+        stop: setting.stop.clone(),
+        journal: &journal,
+    };
     let access = walk(&once, None);
     let mut bound = Vec::new();
     if needed {

@@ -10,6 +10,7 @@ use super::{Setting, open};
 use crate::cli::{self, AccessMode, OnFailure};
 use crate::error::{Error, Exit, Result};
 use crate::event::{Event, NodeResult, NodeRow};
+use crate::journal::Journal;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::plan::{Node, Plan};
 use crate::spec::Access;
@@ -79,8 +80,16 @@ pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
 
 /// What is true for all nodes, before any of them is touched.
 async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
+    let journal = Journal::default();
     let stages = run_stages(joins(run));
-    let walk = Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone() };
+    let walk = Walk {
+        stages: &stages,
+        on: run.as_ref(),
+        subject: None,
+        events: setting.events.clone(),
+        stop: setting.stop.clone(),
+        journal: &journal,
+    };
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
         let error = if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) };
@@ -92,9 +101,16 @@ async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setti
     let begun = Instant::now();
     let name = node.name.clone();
     let node_run = NodeRun::new(run, node);
+    let journal = Journal::default();
     let stages = node_stages(&node_run.node, joins(&node_run.run));
-    let walk =
-        Walk { stages: &stages, on: &node_run, subject: Some(name.clone()), events: setting.events.clone(), stop: setting.stop.clone() };
+    let walk = Walk {
+        stages: &stages,
+        on: &node_run,
+        subject: Some(name.clone()),
+        events: setting.events.clone(),
+        stop: setting.stop.clone(),
+        journal: &journal,
+    };
     let Walked { applied, result } = walk.forward().await;
     let (result, detail) = match result {
         Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),

@@ -8,9 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::stage::{Check, Events, Reporter, Stage, Undone};
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, Failure, Outcome, Subject};
+use crate::journal::Journal;
 
 /// A check is a few calls; one that hangs is a fault of its own.
 const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+/// What a stopped stage is given to end what would go on without it.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A list, and about whom it is.
 pub struct Walk<'a, C> {
@@ -19,6 +22,7 @@ pub struct Walk<'a, C> {
     pub subject: Subject,
     pub events: Events,
     pub stop: CancellationToken,
+    pub journal: &'a Journal,
 }
 
 /// How far a walk came.
@@ -76,8 +80,11 @@ impl<C: Sync> Walk<'_, C> {
         // The event loop's stop drops the stage's future: the call under way ends by itself, the next is not made.
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Err(Error::interrupted()),
-            done = tokio::time::timeout(limit, stage.apply(self.on, report)) => done.unwrap_or_else(|_| {
+            () = self.stop.cancelled() => {
+                let _ = tokio::time::timeout(STOP_DEADLINE, stage.stopped(self.on)).await;
+                return Err(Error::interrupted());
+            }
+            done = tokio::time::timeout(limit, stage.apply(self.on, report, self.journal)) => done.unwrap_or_else(|_| {
                 Err(Error::new(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
             })?,
         }
@@ -162,25 +169,25 @@ mod tests {
         undo_fails: bool,
     }
 
-    type Journal = Mutex<Vec<String>>;
+    type Log = Mutex<Vec<String>>;
 
     #[async_trait]
-    impl Stage<Journal> for Scripted {
+    impl Stage<Log> for Scripted {
         fn name(&self) -> &'static str {
             self.name
         }
-        fn deadline(&self, _: &Journal) -> Duration {
+        fn deadline(&self, _: &Log) -> Duration {
             Duration::from_secs(10)
         }
-        async fn check(&self, _: &Journal, _: &Reporter) -> Result<Check> {
+        async fn check(&self, _: &Log, _: &Reporter) -> Result<Check> {
             Ok(match (self.conflicts, self.done.load(Ordering::Relaxed)) {
                 (true, _) => Check::Conflict(Error::new("in the way")),
                 (_, true) => Check::Done("so it is".into()),
                 _ => Check::Needed("not yet".into()),
             })
         }
-        async fn apply(&self, journal: &Journal, _: &Reporter) -> Result<()> {
-            journal.lock().unwrap().push(format!("apply {}", self.name));
+        async fn apply(&self, log: &Log, _: &Reporter, _: &Journal) -> Result<()> {
+            log.lock().unwrap().push(format!("apply {}", self.name));
             tokio::time::sleep(self.takes).await;
             if self.fails {
                 return Err(Error::new("broken"));
@@ -188,8 +195,8 @@ mod tests {
             self.done.store(!self.ineffective, Ordering::Relaxed);
             Ok(())
         }
-        async fn undo(&self, journal: &Journal, _: &Reporter) -> Result<Undone> {
-            journal.lock().unwrap().push(format!("undo {}", self.name));
+        async fn undo(&self, log: &Log, _: &Reporter) -> Result<Undone> {
+            log.lock().unwrap().push(format!("undo {}", self.name));
             if self.undo_fails { Err(Error::new("stuck")) } else { Ok(Undone::Absent) }
         }
     }
@@ -200,15 +207,22 @@ mod tests {
 
     struct Ran {
         walked: Walked,
-        journal: Vec<String>,
+        log: Vec<String>,
     }
 
     async fn forward(stages: Vec<Scripted>, stop: CancellationToken) -> Ran {
-        let stages: Vec<Box<dyn Stage<Journal>>> = stages.into_iter().map(|s| Box::new(s) as Box<dyn Stage<Journal>>).collect();
-        let journal = Journal::default();
-        let walk = Walk { stages: &stages, on: &journal, subject: None, events: Events::new(unbounded_channel().0), stop };
+        let stages: Vec<Box<dyn Stage<Log>>> = stages.into_iter().map(|s| Box::new(s) as Box<dyn Stage<Log>>).collect();
+        let log = Log::default();
+        let walk = Walk {
+            stages: &stages,
+            on: &log,
+            subject: None,
+            events: Events::new(unbounded_channel().0),
+            stop,
+            journal: &Journal::default(),
+        };
         let walked = walk.forward().await;
-        Ran { walked, journal: journal.into_inner().unwrap() }
+        Ran { walked, log: log.into_inner().unwrap() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,7 +232,7 @@ mod tests {
         let ran = forward(vec![first, scripted("b")], CancellationToken::new()).await;
         assert!(ran.walked.result.is_ok());
         assert_eq!(ran.walked.applied, [1]);
-        assert_eq!(ran.journal, ["apply b"]);
+        assert_eq!(ran.log, ["apply b"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,7 +241,7 @@ mod tests {
             let conflicts = broken.conflicts;
             let ran = forward(vec![scripted("a"), broken, scripted("c")], CancellationToken::new()).await;
             assert!(ran.walked.result.is_err());
-            assert_eq!(ran.journal.last().unwrap(), if conflicts { "apply a" } else { "apply b" });
+            assert_eq!(ran.log.last().unwrap(), if conflicts { "apply a" } else { "apply b" });
         }
     }
 
@@ -255,23 +269,24 @@ mod tests {
         });
         let ran = forward(vec![Scripted { takes: Duration::from_secs(5), ..scripted("a") }, scripted("b")], stop).await;
         assert!(ran.walked.result.unwrap_err().is_interruption());
-        assert_eq!((ran.walked.applied, ran.journal), (vec![0], vec!["apply a".to_owned()]));
+        assert_eq!((ran.walked.applied, ran.log), (vec![0], vec!["apply a".to_owned()]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn backward_goes_on_after_an_error_and_collects_it() {
-        let stages: Vec<Box<dyn Stage<Journal>>> =
+        let stages: Vec<Box<dyn Stage<Log>>> =
             vec![Box::new(scripted("a")), Box::new(Scripted { undo_fails: true, ..scripted("b") }), Box::new(scripted("c"))];
-        let journal = Journal::default();
+        let log = Log::default();
         let walk = Walk {
             stages: &stages,
-            on: &journal,
+            on: &log,
             subject: None,
             events: Events::new(unbounded_channel().0),
             stop: CancellationToken::new(),
+            journal: &Journal::default(),
         };
         let errors = walk.backward(|_| true).await;
         assert_eq!(errors.len(), 1);
-        assert_eq!(journal.into_inner().unwrap(), ["undo c", "undo b", "undo a"]);
+        assert_eq!(log.into_inner().unwrap(), ["undo c", "undo b", "undo a"]);
     }
 }

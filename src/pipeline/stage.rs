@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Subject};
+use crate::journal::Journal;
 
 /// What `check` found.
 #[derive(Debug)]
@@ -39,7 +40,11 @@ pub trait Stage<C: Sync>: Send + Sync {
 
     async fn check(&self, on: &C, report: &Reporter) -> Result<Check>;
 
-    async fn apply(&self, on: &C, report: &Reporter) -> Result<()>;
+    /// What it makes goes into the journal as soon as it may exist.
+    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()>;
+
+    /// The run was stopped while `apply` was under way, and its future is gone: ends what would go on by itself.
+    async fn stopped(&self, _on: &C) {}
 
     async fn undo(&self, _on: &C, _report: &Reporter) -> Result<Undone> {
         Ok(Undone::Absent)

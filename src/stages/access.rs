@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::candidate::Joining;
 use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
 use crate::error::{Context, Error, Exit, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::spec;
 
@@ -40,7 +41,7 @@ impl<C: Joining> Stage<C> for Access {
         Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
         let group = on.terms().group();
         if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
             return Err(missing(&group));

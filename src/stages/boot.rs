@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{NodeRun, is_ours, locked};
 use crate::error::{Error, Result, one_line};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::ssh;
 
@@ -40,7 +41,7 @@ impl Stage<NodeRun> for Boot {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let (host, name) = (&on.run.host, &on.node.name);
         let domain = on.domain().await?.ok_or_else(|| Error::new(format!("there is no domain {name}")))?;
         if !domain.running {

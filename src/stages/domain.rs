@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::{NodeRun, is_ours, locked, not_ours};
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::plan::{HostFacts, SeedState};
 use crate::spec::Size;
@@ -43,7 +44,7 @@ impl Stage<NodeRun> for Domain {
         Ok(Check::Done(format!("{} cpus, {}", domain.cpus, Size(domain.memory))))
     }
 
-    async fn apply(&self, on: &NodeRun, _: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, _: &Reporter, _: &Journal) -> Result<()> {
         let host = &on.run.host;
         // libvirt refuses a second definition of the same name.
         if on.domain().await?.is_some_and(|domain| is_ours(&domain, on)) {

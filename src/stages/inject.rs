@@ -11,6 +11,7 @@ use super::NodeRun;
 use crate::error::{Error, Result};
 use crate::first_boot;
 use crate::guestfs;
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 
 pub struct Inject;
@@ -35,7 +36,7 @@ impl Stage<NodeRun> for Inject {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let (pool, name) = (on.pool(), &on.node.volume);
         let volume = on.run.host.volume(pool, name).await?;
         let volume =

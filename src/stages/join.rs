@@ -14,6 +14,7 @@ use crate::cluster::csr::{Request, State};
 use crate::cluster::token::{Terms, Token};
 use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::error::{Context, Error, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::plan::bootstrap_kubeconfig;
 use crate::spec;
@@ -72,7 +73,7 @@ impl<C: Candidate> Stage<C> for Join {
         Ok(Check::Done(format!("Node {}", node.name)))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
         let (cluster, member) = (on.cluster(), on.member());
         let name = &member.name;
         let session = on.session(SHORT).await.doing("logging in")?;

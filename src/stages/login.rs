@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::NodeRun;
 use crate::error::{Context, Error, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{HostKey, SeedState};
 use crate::seed;
@@ -46,7 +47,7 @@ impl Stage<NodeRun> for Login {
         Ok(Check::Done(format!("{}@{}", on.node.user, on.node.ip)))
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let until = Instant::now() + on.node.deadlines.login;
         let session = log_in(on, report, until).await?;
         while let unfinished = first_boot(&session).await?

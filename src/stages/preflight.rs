@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::cluster::access::Right;
 use crate::error::{Error, Exit, Result, one_line};
 use crate::guestfs;
+use crate::journal::Journal;
 use crate::libvirt::{Host, NetworkState, kvm_works_here};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Node, Plan};
@@ -64,7 +65,7 @@ impl Stage<Run> for Preflight {
         })
     }
 
-    async fn apply(&self, _: &Run, _: &Reporter) -> Result<()> {
+    async fn apply(&self, _: &Run, _: &Reporter, _: &Journal) -> Result<()> {
         Ok(())
     }
 }

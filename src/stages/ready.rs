@@ -10,6 +10,7 @@ use super::facts::{self, Begun, Known};
 use super::{Drain, locked};
 use crate::diagnosis::Waited;
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 
 const SHORT: Duration = Duration::from_secs(60);
@@ -34,7 +35,7 @@ impl<C: Candidate> Stage<C> for Ready {
         })
     }
 
-    async fn apply(&self, on: &C, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
         let last = Mutex::new(None);
         let watch = on.cluster().watch_node(
             &on.member().name,

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::{NodeRun, locked};
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::keys;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::seed;
@@ -36,7 +37,7 @@ impl Stage<NodeRun> for Seed {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, _: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, _: &Reporter, _: &Journal) -> Result<()> {
         let key = keys::generate(&on.node.hostname)?;
         let files = on.run.plan.seed_files(&on.node, &key, &on.run.authorized_keys)?;
         on.run.host.write_raw(on.pool(), &on.node.seed, seed::image(&files)?).await?;

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{NodeRun, locked};
 use crate::error::{Context, Error, Result};
+use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Step, Upload, hex};
 use crate::ssh::{Ended, Session};
@@ -41,7 +42,7 @@ impl Stage<NodeRun> for Steps {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         for step in pending(on, &session).await? {
             if let Some(upload) = on.node.upload.as_ref().filter(|upload| step.script.contains(&upload.to)) {

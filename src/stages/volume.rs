@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::NodeRun;
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::libvirt::storage;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::spec::{Clone as CloneMode, Size};
@@ -49,7 +50,7 @@ impl Stage<NodeRun> for Volume {
         Ok(Check::Done(format!("{} {}", kind(on.node.clone), Size(volume.capacity))))
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter) -> Result<()> {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let host = &on.run.host;
         let (pool, name) = (on.pool(), &on.node.volume);
         if on.domain().await?.is_none() && !on.volume_made.load(Ordering::Relaxed) {
