@@ -14,10 +14,12 @@ pub mod event;
 pub mod first_boot;
 pub mod journal;
 pub mod kubelet;
+pub mod label;
 pub mod ownership;
 pub mod plan;
 pub mod profile;
 pub mod spec;
+pub mod taint;
 pub mod template;
 
 // The pipeline.

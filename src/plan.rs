@@ -12,6 +12,7 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::kubelet::{self, Choice, Version};
 use crate::profile::Profile;
 use crate::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
+use crate::taint::Taint;
 use crate::template::Templates;
 
 #[derive(Debug, Clone)]
@@ -98,6 +99,8 @@ pub struct Node {
     pub profile: String,
     pub labels: BTreeMap<String, String>,
     #[serde(skip)]
+    pub taints: Vec<Taint>,
+    #[serde(skip)]
     pub steps: Vec<Step>,
     pub upload: Option<Upload>,
     #[serde(skip)]
@@ -116,6 +119,7 @@ pub struct Member {
     pub ip: IpAddr,
     pub machine_id: String,
     pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
     /// Its requests for a serving certificate are approved too.
     pub serving: bool,
     /// How a person runs a command there: `nodegraft exec n1 --`.
@@ -133,6 +137,7 @@ impl Plan {
             ip: node.ip,
             machine_id: node.machine_id.clone(),
             labels: node.labels.clone(),
+            taints: node.taints.clone(),
             serving: self.cluster.serving,
             shell: format!("nodegraft exec {} --", node.name),
             deadlines: node.deadlines,
@@ -227,8 +232,9 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         Some(profile) => Profile::load(profile, templates)?,
         None => Profile::empty(),
     };
-    let mut labels = defaults.labels.clone();
-    labels.extend(own.labels.clone());
+    let labels = defaults.labels.iter().chain(own.labels).map(|(key, value)| (key.clone(), value.value.clone())).collect();
+    let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
+    let taints = taints.iter().map(|taint| taint.value.parse()).collect::<Result<Vec<Taint>, String>>().map_err(&refused)?;
     let mut planned = Node {
         name: name.clone(),
         hostname: hostname(name),
@@ -253,6 +259,7 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         seed: format!("nodegraft.{cluster}.{name}.seed.img"),
         profile: profile.name.clone(),
         labels,
+        taints,
         steps: Vec::new(),
         upload: None,
         deadlines: deadlines(own.deadlines, defaults.deadlines),
@@ -260,10 +267,10 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
     };
     planned.digest = digest(&planned);
     let kubelet = own.kubelet.or(defaults.kubelet).map(|k| &k.value);
-    let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
     let vars = profile.vars([defaults.vars, own.vars])?;
     planned.upload = kubelet.and_then(|k| k.file.clone()).map(|file| Upload { file, to: format!("{GUEST_DIR}/files/kubelet") });
-    let wants = Wants { taints, serving: spec.cluster.approve_serving };
+    let taints: Vec<String> = planned.taints.iter().map(ToString::to_string).collect();
+    let wants = Wants { taints: &taints, serving: spec.cluster.approve_serving };
     planned.steps = steps(&planned, &profile, kubelet, wants, &vars, templates)?;
     Ok(planned)
 }

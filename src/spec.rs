@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_saphyr::{Location, Spanned};
 
 use crate::error::{Error, Exit, Result};
+use crate::label;
+use crate::taint::Taint;
 
 pub const VERSION: u32 = 1;
 
@@ -152,9 +154,9 @@ macro_rules! with_settings {
             #[serde(default)]
             pub vars: BTreeMap<String, serde_json::Value>,
             #[serde(default)]
-            pub labels: BTreeMap<String, String>,
+            pub labels: BTreeMap<String, Spanned<String>>,
             #[serde(default)]
-            pub taints: Vec<String>,
+            pub taints: Vec<Spanned<String>>,
             #[serde(default)]
             pub deadlines: Deadlines,
         }
@@ -199,8 +201,8 @@ pub struct Settings<'a> {
     pub first_boot: Option<FirstBoot>,
     pub kubelet: Option<&'a Spanned<Kubelet>>,
     pub vars: &'a BTreeMap<String, serde_json::Value>,
-    pub labels: &'a BTreeMap<String, String>,
-    pub taints: &'a [String],
+    pub labels: &'a BTreeMap<String, Spanned<String>>,
+    pub taints: &'a [Spanned<String>],
     pub deadlines: &'a Deadlines,
 }
 
@@ -402,6 +404,9 @@ impl Spec {
                 "leave `mac` out: one is derived from the name",
             );
         }
+        for settings in std::iter::once(self.defaults.settings()).chain(self.nodes.iter().map(Node::settings)) {
+            mark_problems(settings, &mut problem);
+        }
         for node in &self.nodes {
             self.node_problems(node, &mut problem);
         }
@@ -494,6 +499,38 @@ impl Spec {
             && let Err((message, help)) = check_kubelet(&kubelet.value)
         {
             problem(kubelet.referenced, message, help);
+        }
+    }
+}
+
+/// Labels and taints that Kubernetes would not take.
+fn mark_problems(settings: Settings<'_>, problem: &mut impl FnMut(Location, String, &str)) {
+    for (key, value) in settings.labels {
+        if let Err(message) = label::check_key(key) {
+            problem(value.referenced, format!("`{key}` cannot be a label's key: {message}"), "write it as in `disk` or `example.com/disk`");
+        }
+        if let Err(message) = label::check_value(&value.value) {
+            problem(
+                value.referenced,
+                format!("`{}` cannot be the value of the label `{key}`: {message}", value.value),
+                "shorten it, or write `-` for what it may not have",
+            );
+        }
+    }
+    let mut seen: Vec<Taint> = Vec::new();
+    for text in settings.taints {
+        match text.value.parse::<Taint>() {
+            Err(message) => problem(
+                text.referenced,
+                format!("`{}` is not a taint: {message}", text.value),
+                "write it as `key=value:Effect` or `key:Effect`; effects are NoSchedule, PreferNoSchedule and NoExecute",
+            ),
+            Ok(taint) if seen.iter().any(|other| other.is_same(&taint)) => problem(
+                text.referenced,
+                format!("the taint `{}` with the effect {} is given twice", taint.key, taint.effect.as_str()),
+                "a Node has one taint of a key and an effect: keep one",
+            ),
+            Ok(taint) => seen.push(taint),
         }
     }
 }

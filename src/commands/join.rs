@@ -11,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::error::{Context, Error, Exit, Result};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::journal::Journal;
+use crate::label;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
@@ -66,7 +67,7 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     let mut left = false;
     if walked.result.is_err() {
         // A join that was stopped half-way leaves its token.
-        left |= machine.cluster.delete_tokens_of(&machine.terms.name, &machine.member.name).await.is_err();
+        left |= delete_tokens(&machine).await.is_err();
     }
     // What was bound for this join alone goes with it.
     if !bound.is_empty() {
@@ -79,6 +80,15 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         NodeResult::Interrupted => Exit::Interrupted,
         NodeResult::Failed => Exit::NodesFailed,
     })
+}
+
+async fn delete_tokens(machine: &Machine) -> Result<()> {
+    for token in machine.cluster.our_tokens().await? {
+        if token.owner.instance == machine.member.machine_id {
+            machine.cluster.delete_token_of(&token).await?;
+        }
+    }
+    Ok(())
 }
 
 fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> NodeResult {
@@ -133,6 +143,7 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         ip,
         machine_id: facts.machine_id,
         labels,
+        taints: Vec::new(),
         serving,
         shell,
         deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
@@ -180,10 +191,12 @@ fn address_of(host: &str) -> Result<IpAddr> {
 }
 
 fn parse_label(label: &str) -> Result<(String, String)> {
-    match label.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::new(format!("`{label}` is not a label")).with_help("write it as key=value").with_exit(Exit::Usage)),
-    }
+    let refused = |why: String| {
+        Error::new(format!("`{label}` is not a label")).because(Error::new(why)).with_help("write it as key=value").with_exit(Exit::Usage)
+    };
+    let (key, value) = label.split_once('=').ok_or_else(|| refused("it has no `=`".to_owned()))?;
+    label::check_key(key).and_then(|()| label::check_value(value)).map_err(refused)?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -203,6 +216,8 @@ mod tests {
     #[test]
     fn labels_are_pairs() {
         assert_eq!(parse_label("disk=ssd").unwrap(), ("disk".into(), "ssd".into()));
-        assert!(parse_label("disk").is_err() && parse_label("=x").is_err());
+        for bad in ["disk", "=x", "disk=a b", "-disk=ssd"] {
+            assert!(parse_label(bad).is_err(), "{bad}");
+        }
     }
 }

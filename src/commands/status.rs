@@ -78,7 +78,7 @@ async fn row(plan: &Plan, node: &Node, host: &Host, cluster: Option<&crate::clus
         None if cluster.is_none() => "-".to_owned(),
         None => "absent".to_owned(),
         Some(found) => {
-            if !found.belongs_to(&plan.cluster.name, &node.name, &node.machine_id) {
+            if !found.is_of(&node.machine_id) {
                 notes.push("the Node is another machine's".into());
             } else if found.ready {
                 notes.push(format!("{}, {}", found.kubelet, found.runtime));

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::candidate::Joining;
-use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
+use crate::cluster::access::{BOOTSTRAPPERS, Binding, Released, Right, binding_name};
 use crate::error::{Context, Error, Exit, Result};
 use crate::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
@@ -61,8 +61,11 @@ impl<C: Joining> Stage<C> for Access {
     }
 
     async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
-        let name = binding_name(&on.terms().name);
-        Ok(if on.cluster().unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
+        Ok(match on.cluster().release_binding(&on.terms().name).await.doing("removing our binding")? {
+            Released::Removed(name) => Undone::Removed(name),
+            Released::Absent => Undone::Absent,
+            Released::Kept(why) | Released::Foreign(why) => Undone::Kept(why),
+        })
     }
 }
 

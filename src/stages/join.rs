@@ -11,10 +11,12 @@ use super::facts::{self, Begun, Known, server};
 use super::{locked, serving};
 use crate::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::cluster::csr::{Request, State};
-use crate::cluster::token::{Terms, Token};
+use crate::cluster::node::Node;
+use crate::cluster::token::{OurToken, Terms, Token};
 use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::error::{Context, Error, Result};
 use crate::journal::Journal;
+use crate::ownership::Owner;
 use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
 use crate::plan::bootstrap_kubeconfig;
 use crate::spec;
@@ -44,9 +46,9 @@ impl<C: Candidate> Stage<C> for Join {
     }
 
     async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
-        let (member, cluster) = (on.member(), &on.terms().name);
+        let member = on.member();
         let node = on.cluster().node(&member.name).await?;
-        if let Some(other) = node.as_ref().filter(|node| !node.belongs_to(cluster, &member.name, &member.machine_id)) {
+        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&member.machine_id)) {
             return Ok(Check::Conflict(taken(&member.name, other.address.as_deref())));
         }
         let session = on.session(SHORT).await.doing("logging in")?;
@@ -63,9 +65,11 @@ impl<C: Candidate> Stage<C> for Join {
         if !identity {
             return Ok(Check::Needed("the cluster has a Node of an earlier life of this machine".into()));
         }
-        let labelled = member.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value));
-        if node.owner.is_none() || !labelled {
-            return Ok(Check::Needed("the Node's labels are to be set".into()));
+        if node.owner.as_ref() != Some(&owner(on)) {
+            return Ok(Check::Needed("the Node is to be marked as ours".into()));
+        }
+        if let Some(difference) = node.differences(&member.labels, &member.taints).first() {
+            return Ok(Check::Needed(difference.to_string()));
         }
         if member.serving && !serving::is_served(on, &session).await? {
             return Ok(Check::Needed("its request for a serving certificate is to be approved".into()));
@@ -78,46 +82,58 @@ impl<C: Candidate> Stage<C> for Join {
         let name = &member.name;
         let session = on.session(SHORT).await.doing("logging in")?;
         if on.earlier() == Earlier::Cleared || !has_identity(&session).await? {
-            // The Node of a machine that is no more would keep the new one's kubelet from registering as itself.
-            cluster.delete_node(name).await?;
+            // The Node of an earlier life would keep the kubelet from registering as itself.
+            if let Some(node) = cluster.node(name).await?.filter(|node| node.is_of(&member.machine_id)) {
+                cluster.delete_node(&node).await?;
+            }
             graft(on, &session, report).await?;
             on.grafted();
         }
-        if cluster.node(name).await?.is_none() {
-            report.progress(Waited::Registration.describe());
-            let begun = Begun::now(&session, None).await?;
-            session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
-            registered(on, &session, begun).await?;
-        }
-        cluster.mark_node(name, &on.terms().name, &member.labels).await?;
+        let node = match cluster.node(name).await? {
+            Some(node) => node,
+            None => {
+                report.progress(Waited::Registration.describe());
+                let begun = Begun::now(&session, None).await?;
+                session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
+                registered(on, &session, begun).await?
+            }
+        };
+        cluster.converge_node(&node, &owner(on), None, &member.labels, &member.taints).await?;
         if member.serving { serving::serve(on, &session, report).await } else { Ok(()) }
     }
 
     async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
-        let (cluster, terms, member) = (on.cluster(), on.terms(), on.member());
+        let (cluster, member) = (on.cluster(), on.member());
         let name = &member.name;
         // A kubelet that lives would renew its lease behind our back.
         let machine = on.freeze().await?;
-        let tokens = cluster.tokens_of(&terms.name, name).await?;
+        let tokens = tokens_of(on).await?;
         let node = cluster.node(name).await?;
-        let joined = node.as_ref().is_some_and(|node| node.belongs_to(&terms.name, name, &member.machine_id));
+        let joined = node.as_ref().is_some_and(|node| node.is_of(&member.machine_id));
         if !machine && !joined && tokens.is_empty() {
             // Whatever else bears this name is not ours.
             return Ok(node.map_or(Undone::Absent, |node| Undone::Kept(format!("the Node {} belongs to another machine", node.name))));
         }
         let mut removed = Vec::new();
-        for id in tokens {
-            if cluster.delete_token(&id).await? {
-                removed.push(format!("token {id}"));
+        let ids: Vec<String> = tokens.iter().map(|token| token.id.clone()).collect();
+        for token in tokens {
+            if cluster.delete_token_of(&token).await? {
+                removed.push(format!("token {}", token.id));
             }
         }
         if node.is_some() && !joined {
             return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
         }
-        if cluster.delete_node(name).await? {
+        for request in cluster.requests_of(name, &ids, joined).await? {
+            if cluster.delete_request(&request).await? {
+                removed.push(format!("request {}", request.name));
+            }
+        }
+        if let Some(node) = node
+            && cluster.delete_node(&node).await?
+        {
             removed.push(format!("Node {name}"));
         }
-        removed.extend(cluster.delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
         Ok(if removed.is_empty() { Undone::Absent } else { Undone::Removed(removed.join(", ")) })
     }
 }
@@ -136,6 +152,17 @@ fn was_a_node(name: &str) -> Error {
     )
 }
 
+fn owner<C: Candidate>(on: &C) -> Owner {
+    let member = on.member();
+    Owner { cluster: on.terms().name.clone(), node: member.name.clone(), instance: member.machine_id.clone() }
+}
+
+/// The tokens of this node's life that are still there.
+async fn tokens_of<C: Candidate>(on: &C) -> Result<Vec<OurToken>> {
+    let owner = owner(on);
+    Ok(on.cluster().our_tokens().await?.into_iter().filter(|token| token.owner == owner).collect())
+}
+
 async fn has_identity(session: &Session) -> Result<bool> {
     // An old kubelet writes its kubeconfig before it has the certificate that this points to.
     let probe =
@@ -148,7 +175,9 @@ async fn has_identity(session: &Session) -> Result<bool> {
 async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Result<()> {
     let (cluster, name) = (on.cluster(), &on.member().name);
     reachable(on, session).await?;
-    cluster.delete_tokens_of(&on.terms().name, name).await?;
+    for token in tokens_of(on).await? {
+        cluster.delete_token_of(&token).await?;
+    }
     let token = Token::generate()?;
     report.progress(format!("token {}", token.id));
     let terms = Terms {
@@ -156,7 +185,7 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Re
         description: Some(format!("nodegraft: node {name} joins")),
         groups: extra_groups(on),
         authentication: true,
-        node: Some((on.terms().name.clone(), name.clone())),
+        node: Some(owner(on)),
         ..Terms::default()
     };
     let server_clock = cluster.create_token(&token, &terms).await?;
@@ -164,7 +193,9 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Re
     let deleted = cluster.delete_token(&token.id).await;
     if joined.is_err() {
         // Without its token the kubelet could not even read the answer.
-        let _ = cluster.delete_csrs_by(&token.user()).await;
+        for request in cluster.requests_of(name, std::slice::from_ref(&token.id), false).await.unwrap_or_default() {
+            let _ = cluster.delete_request(&request).await;
+        }
     }
     let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
@@ -298,7 +329,8 @@ async fn approve<C: Candidate>(on: &C, token: &Token, report: &Reporter, at: &(i
         }
     }
     report.progress(format!("approving {}", csr.name));
-    if !cluster.approve_csr(&csr.name, &format!("node {name} of cluster {} joins", on.terms().name)).await? {
+    let message = format!("node {name} of cluster {} joins", on.terms().name);
+    if !cluster.approve_csr(&csr, &message, |seen| seen.objection(&user, name)).await? {
         at(Waited::Approval);
     }
     refuse_denied(cluster.watch_csr(&user, decided).await?)
@@ -314,10 +346,10 @@ fn refuse_denied(csr: Request) -> Result<()> {
 }
 
 /// A kubelet that has an identity registers itself.
-async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Result<()> {
+async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Result<Node> {
     let limit = on.member().deadlines.join;
     match tokio::time::timeout(limit, on.cluster().watch_node(&on.member().name, |_| true, |_| {})).await {
-        Ok(node) => node.map(drop),
+        Ok(node) => node,
         Err(_) => {
             let facts = facts::facts(on, session, begun, Waited::Registration, Known::nothing()).await;
             Err(facts::error(format!("the kubelet did not register the Node within {} s", limit.as_secs()), &facts))

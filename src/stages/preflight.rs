@@ -218,7 +218,7 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Ve
         }
         if let Some(cluster) = cluster
             && let Some(other) = cluster.node(&node.name).await?
-            && !other.belongs_to(&plan.cluster.name, &node.name, &node.machine_id)
+            && !other.is_of(&node.machine_id)
         {
             let error = taken(&node.name, other.address.as_deref());
             findings.push(Finding::bad(error.to_string(), error.help().unwrap_or_default()));

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
 use super::candidate::Candidate;
 use super::facts::{self, Begun, Known};
@@ -68,10 +69,10 @@ impl<C: Candidate> Stage<C> for Ready {
         let (cluster, name) = (on.cluster(), &on.member().name);
         let Drain::Within(limit) = on.drain() else { return Ok(Undone::Absent) };
         let Some(node) = cluster.node(name).await? else { return Ok(Undone::Absent) };
-        if !node.belongs_to(&on.terms().name, name, &on.member().machine_id) {
+        if !node.is_of(&on.member().machine_id) {
             return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
         }
-        let evicted = cluster.drain(name, limit, node.ready, |what| report.progress(what)).await?;
+        let evicted = cluster.drain(&node, limit, &CancellationToken::new(), |what| report.progress(what)).await?;
         Ok(if evicted == 0 { Undone::Absent } else { Undone::Removed(format!("{evicted} pods evicted")) })
     }
 
