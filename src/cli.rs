@@ -42,7 +42,7 @@ pub enum Command {
     /// Show all that `up` would do; touches nothing
     Plan(Plan),
     /// Compare spec, libvirt and cluster for each node
-    Status(SpecArgs),
+    Status(Status),
     /// Check this host and cluster, and say how to mend each finding
     Doctor(Doctor),
     /// Make one VM: asks on a terminal what the flags leave open
@@ -98,6 +98,28 @@ pub struct Up {
     /// What to do with a node that fails
     #[arg(long, value_enum, default_value_t = OnFailure::Keep)]
     pub on_failure: OnFailure,
+
+    /// Drain this node, remove it and make it anew; may be given again, one node goes at a time
+    #[arg(long, value_name = "NODE")]
+    pub recreate: Vec<String>,
+
+    /// With --recreate: how long evictions may take, per node
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub drain_timeout: Span,
+
+    /// Ask nothing
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// Exit with 5 if a node is not as the spec says
+    #[arg(long)]
+    pub exit_code: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -134,6 +156,18 @@ pub struct Down {
     /// Do not drain: pods go with the node, whatever their disruption budgets say
     #[arg(long)]
     pub force: bool,
+
+    /// Every node of the cluster on this host, also those that the spec no longer names
+    #[arg(long, conflicts_with = "nodes")]
+    pub all: bool,
+
+    /// Leave the cluster alone, for one that is dead: remove only what is on the host
+    #[arg(long)]
+    pub without_cluster: bool,
+
+    /// Ask nothing
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// Which cluster a command speaks to

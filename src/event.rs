@@ -65,6 +65,8 @@ pub enum Event {
         command: String,
         done: usize,
         unchanged: usize,
+        /// Up, and not as the spec says in something that only a new VM can change.
+        differing: usize,
         failed: usize,
         stopped: usize,
         seconds: f64,
@@ -94,6 +96,7 @@ pub enum Outcome {
 pub enum NodeResult {
     Done,
     Unchanged,
+    Differs,
     Failed,
     Interrupted,
 }

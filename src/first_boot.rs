@@ -1,10 +1,8 @@
 //! What a guest's first boot reads: the files of the seed volume, for cloud-init and for our own unit; and that unit,
 //! for images without cloud-init. The unit itself is `templates/first-boot/firstboot.sh`.
 
-use sha2::{Digest, Sha256};
-
 use crate::error::{Error, Result};
-use crate::plan::{HostKey, Node, Plan, hex};
+use crate::plan::{HostKey, Node, Plan};
 use crate::spec::{self, FirstBoot};
 use crate::template::Templates;
 
@@ -53,12 +51,18 @@ pub fn is_red_hat(template: &str) -> bool {
 
 impl Plan {
     /// The files of the seed volume, by name: those of cloud-init, and those of our own first-boot unit.
-    pub fn seed_files(&self, node: &Node, key: &HostKey, authorized_keys: &[String]) -> Result<Vec<(&'static str, String)>> {
-        // The same for the blanked seed: its reader must not take the guest for a new one.
-        let instance = hex(&Sha256::digest(&key.public)[..4]);
+    pub fn seed_files(
+        &self,
+        node: &Node,
+        machine_id: &str,
+        key: &HostKey,
+        authorized_keys: &[String],
+    ) -> Result<Vec<(&'static str, String)>> {
         let net = spec::parse_address(&node.address).map_err(Error::new)?;
         let values = serde_json::json!({
-            "node": node, "netmask": net.netmask(), "instance_id": format!("nodegraft-{}-{instance}", node.name),
+            "node": node, "machine_id": machine_id, "netmask": net.netmask(),
+            // The same for the blanked seed: its reader must not take the guest for a new one.
+            "instance_id": format!("nodegraft-{machine_id}"),
             "authorized_keys": authorized_keys, "host_key_private": key.private, "host_key_public": key.public,
         });
         let mut files = SEED_TEMPLATES
@@ -82,7 +86,7 @@ impl Plan {
             FirstBoot::Inject => "firstboot/interfaces",
         };
         let nobody = HostKey { public: String::new(), private: None };
-        let file = self.seed_files(node, &nobody, &[])?.into_iter().find(|(name, _)| *name == system);
+        let file = self.seed_files(node, "", &nobody, &[])?.into_iter().find(|(name, _)| *name == system);
         let text = file.map(|(_, text)| text).unwrap_or_default();
         let reader = match system {
             "network-config" => "cloud-init",
@@ -122,7 +126,7 @@ mod tests {
         let plan = Plan::new(&Spec::parse(spec, "spec").unwrap(), Templates::built_in(), &[]).unwrap();
         let files = |private: Option<&str>| {
             let key = HostKey { public: "ssh-ed25519 AAAA".into(), private: private.map(str::to_owned) };
-            plan.seed_files(&plan.nodes[0], &key, &[]).unwrap()
+            plan.seed_files(&plan.nodes[0], "0123", &key, &[]).unwrap()
         };
         let (full, blank) = (files(Some("PRIVATE")), files(None));
         let instance = |files: &[(&str, String)]| files.iter().find(|(name, _)| *name == "firstboot/identity").unwrap().1.clone();

@@ -9,15 +9,19 @@
 
 // The pure core: no I/O, no async, no clock.
 pub mod diagnosis;
+pub mod difference;
 pub mod error;
 pub mod event;
 pub mod first_boot;
 pub mod journal;
 pub mod kubelet;
+pub mod label;
+pub mod mark;
 pub mod ownership;
 pub mod plan;
 pub mod profile;
 pub mod spec;
+pub mod taint;
 pub mod template;
 
 // The pipeline.
@@ -29,6 +33,7 @@ pub mod cluster;
 pub mod guestfs;
 pub mod keys;
 pub mod libvirt;
+pub mod process;
 pub mod seed;
 pub mod ssh;
 pub mod state;

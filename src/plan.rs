@@ -10,8 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Exit, Result};
 use crate::kubelet::{self, Choice, Version};
+use crate::mark::Mark;
 use crate::profile::Profile;
 use crate::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
+use crate::taint::Taint;
 use crate::template::Templates;
 
 #[derive(Debug, Clone)]
@@ -21,6 +23,8 @@ pub struct Plan {
     pub ssh_key: Option<String>,
     pub authorized_keys: Vec<String>,
     pub nodes: Vec<Node>,
+    /// Of all nodes of the spec, planned or not.
+    pub names: Vec<String>,
     pub templates: Templates,
 }
 
@@ -48,6 +52,16 @@ pub enum ClusterSource {
 }
 
 impl Cluster {
+    pub fn of_spec(spec: &spec::Cluster) -> Result<Self> {
+        let source = match (&spec.kubeconfig, &spec.control_plane) {
+            _ if !spec.join => None,
+            (Some(path), _) => Some(ClusterSource::Kubeconfig { path: path.clone(), context: spec.context.clone() }),
+            (None, Some(host)) => Some(ClusterSource::ControlPlane(host.value.clone())),
+            (None, None) => return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused)),
+        };
+        Ok(Self { name: spec.name.value.clone(), source, server: spec.server.clone(), access: spec.access, serving: spec.approve_serving })
+    }
+
     /// A cluster that no spec describes.
     pub fn of_kubeconfig(path: &str, context: Option<String>) -> Self {
         Self {
@@ -81,7 +95,6 @@ pub struct Node {
     pub search: Vec<String>,
     pub mtu: Option<u32>,
     pub mac: String,
-    pub machine_id: String,
     pub cpus: u32,
     /// Bytes.
     pub memory: u64,
@@ -93,17 +106,17 @@ pub struct Node {
     pub first_boot: FirstBoot,
     pub network: Network,
     pub user: String,
-    pub volume: String,
-    pub seed: String,
     pub profile: String,
     pub labels: BTreeMap<String, String>,
+    /// The version of its kubelet.
+    pub kubelet: Option<String>,
+    #[serde(skip)]
+    pub taints: Vec<Taint>,
     #[serde(skip)]
     pub steps: Vec<Step>,
     pub upload: Option<Upload>,
     #[serde(skip)]
     pub deadlines: Deadlines,
-    /// Of everything above that shapes the domain; recorded in its metadata.
-    pub digest: String,
 }
 
 /// A machine as the cluster will know it: a node of the plan, or one that was there before.
@@ -114,8 +127,10 @@ pub struct Member {
     /// The machine's own host name.
     pub hostname: String,
     pub ip: IpAddr,
-    pub machine_id: String,
     pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    /// The version that its kubelet must report, such as `v1.35.4`; `None` where nobody says.
+    pub kubelet: Option<String>,
     /// Its requests for a serving certificate are approved too.
     pub serving: bool,
     /// How a person runs a command there: `nodegraft exec n1 --`.
@@ -125,14 +140,38 @@ pub struct Member {
     pub deadlines: Deadlines,
 }
 
+impl Node {
+    /// The settings that the guest took in when it was made: what differs from them only a new VM can give.
+    pub fn made_with(&self) -> BTreeMap<String, String> {
+        let list = |items: Vec<String>| items.join(" ");
+        let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
+        [
+            ("template", self.template.clone()),
+            ("clone", word(&self.clone)),
+            ("first_boot", word(&self.first_boot)),
+            ("network", self.network.to_string()),
+            ("mac", self.mac.clone()),
+            ("gateway", self.gateway.to_string()),
+            ("dns", list(self.dns.iter().map(ToString::to_string).collect())),
+            ("search", list(self.search.clone())),
+            ("mtu", self.mtu.map(|mtu| mtu.to_string()).unwrap_or_default()),
+            ("ssh.user", self.user.clone()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+    }
+}
+
 impl Plan {
     pub fn member(&self, node: &Node) -> Member {
         Member {
             name: node.name.clone(),
             hostname: node.hostname.clone(),
             ip: node.ip,
-            machine_id: node.machine_id.clone(),
             labels: node.labels.clone(),
+            taints: node.taints.clone(),
+            kubelet: node.kubelet.as_ref().map(|version| format!("v{}", version.trim_start_matches('v'))),
             serving: self.cluster.serving,
             shell: format!("nodegraft exec {} --", node.name),
             deadlines: node.deadlines,
@@ -188,12 +227,7 @@ impl Plan {
                 .with_help(format!("its nodes are: {}", known.join(", ")))
                 .with_exit(Exit::Refused));
         }
-        let source = match (&spec.cluster.kubeconfig, &spec.cluster.control_plane) {
-            _ if !spec.cluster.join => None,
-            (Some(path), _) => Some(ClusterSource::Kubeconfig { path: path.clone(), context: spec.cluster.context.clone() }),
-            (None, Some(host)) => Some(ClusterSource::ControlPlane(host.value.clone())),
-            (None, None) => return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused)),
-        };
+        let cluster = Cluster::of_spec(&spec.cluster)?;
         let nodes = spec
             .nodes
             .iter()
@@ -201,13 +235,8 @@ impl Plan {
             .map(|node| plan_node(spec, node, &templates).doing(format!("planning node {}", node.name.value)))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            cluster: Cluster {
-                name: spec.cluster.name.value.clone(),
-                source,
-                server: spec.cluster.server.clone(),
-                access: spec.cluster.access,
-                serving: spec.cluster.approve_serving,
-            },
+            cluster,
+            names: spec.nodes.iter().map(|node| node.name.value.clone()).collect(),
             host: spec.host.clone(),
             ssh_key: spec.ssh.key.clone(),
             authorized_keys: spec.ssh.authorized_keys.clone(),
@@ -227,8 +256,9 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         Some(profile) => Profile::load(profile, templates)?,
         None => Profile::empty(),
     };
-    let mut labels = defaults.labels.clone();
-    labels.extend(own.labels.clone());
+    let labels = defaults.labels.iter().chain(own.labels).map(|(key, value)| (key.clone(), value.value.clone())).collect();
+    let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
+    let taints = taints.iter().map(|taint| taint.value.parse()).collect::<Result<Vec<Taint>, String>>().map_err(&refused)?;
     let mut planned = Node {
         name: name.clone(),
         hostname: hostname(name),
@@ -240,7 +270,6 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         search: own.search.or(defaults.search).unwrap_or_default().to_vec(),
         mtu: own.mtu.or(defaults.mtu).map(|m| m.value),
         mac: node.mac.as_ref().map_or_else(|| mac(cluster, name), |m| m.value.to_lowercase()),
-        machine_id: hex(&Sha256::digest(format!("nodegraft machine-id\n{cluster}\n{name}"))[..16]),
         cpus: own.cpus.or(defaults.cpus).map_or(2, |c| c.value),
         memory: own.memory.or(defaults.memory).map_or(2 << 30, |m| m.value.0),
         disk: own.disk.or(defaults.disk).map_or(20 << 30, |d| d.value.0),
@@ -249,30 +278,19 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         first_boot: own.first_boot.or(defaults.first_boot).unwrap_or_default(),
         network: spec.host.network.clone(),
         user: spec.ssh.user.clone().unwrap_or_else(|| "root".into()),
-        volume: format!("nodegraft.{cluster}.{name}.qcow2"),
-        seed: format!("nodegraft.{cluster}.{name}.seed.img"),
         profile: profile.name.clone(),
         labels,
+        taints,
+        kubelet: own.kubelet.or(defaults.kubelet).map(|kubelet| kubelet.value.version.clone()),
         steps: Vec::new(),
         upload: None,
         deadlines: deadlines(own.deadlines, defaults.deadlines),
-        digest: String::new(),
     };
-    planned.digest = digest(&planned);
     let kubelet = own.kubelet.or(defaults.kubelet).map(|k| &k.value);
-    let taints = if own.taints.is_empty() { defaults.taints } else { own.taints };
     let vars = profile.vars([defaults.vars, own.vars])?;
     planned.upload = kubelet.and_then(|k| k.file.clone()).map(|file| Upload { file, to: format!("{GUEST_DIR}/files/kubelet") });
-    let wants = Wants { taints, serving: spec.cluster.approve_serving };
-    planned.steps = steps(&planned, &profile, kubelet, wants, &vars, templates)?;
+    planned.steps = steps(&planned, &profile, kubelet, spec.cluster.approve_serving, &vars, templates)?;
     Ok(planned)
-}
-
-/// What the spec wants of a kubelet besides its version.
-#[derive(Clone, Copy)]
-struct Wants<'a> {
-    taints: &'a [String],
-    serving: bool,
 }
 
 /// What step templates see.
@@ -298,11 +316,11 @@ fn steps(
     node: &Node,
     profile: &Profile,
     kubelet: Option<&Kubelet>,
-    wants: Wants<'_>,
+    serving: bool,
     vars: &BTreeMap<String, serde_json::Value>,
     templates: &Templates,
 ) -> Result<Vec<Step>> {
-    let kubelet = kubelet.map(|kubelet| kubelet_values(node, profile, kubelet, wants, vars)).transpose()?;
+    let kubelet = kubelet.map(|kubelet| kubelet_values(node, profile, kubelet, serving, vars)).transpose()?;
     if kubelet.is_none() && profile.steps.iter().any(|step| step == "kubelet") {
         return Err(Error::new(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
             .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`")
@@ -325,7 +343,7 @@ fn kubelet_values<'a>(
     node: &'a Node,
     profile: &Profile,
     kubelet: &'a Kubelet,
-    wants: Wants<'_>,
+    serving: bool,
     vars: &BTreeMap<String, serde_json::Value>,
 ) -> Result<KubeletValues<'a>> {
     let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
@@ -334,6 +352,7 @@ fn kubelet_values<'a>(
         return Err(refused(format!("the profile `{}` does not go with kubelet {}", profile.name, kubelet.version)).with_help(reason));
     }
     let text = |key: &str| vars.get(key).and_then(|value| value.as_str()).unwrap_or_default();
+    let taints: Vec<String> = node.taints.iter().map(ToString::to_string).collect();
     let ip = node.ip.to_string();
     let choice = Choice {
         version,
@@ -342,8 +361,8 @@ fn kubelet_values<'a>(
         node_ip: &ip,
         pause_image: text("pause_image"),
         cni: true,
-        serving: wants.serving,
-        taints: wants.taints,
+        serving,
+        taints: &taints,
     };
     Ok(KubeletValues {
         version,
@@ -378,42 +397,11 @@ fn mac(cluster: &str, node: &str) -> String {
     format!("52:54:00:{:02x}:{:02x}:{:02x}", hash[0], hash[1], hash[2])
 }
 
-fn digest(node: &Node) -> String {
-    let json = serde_json::to_string(node).expect("a node is plain data");
-    hex(&Sha256::digest(json)[..8])
-}
-
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 // -- what the stages render with facts that only the host knows --
-
-/// The XML namespace of our mark in a domain's metadata.
-pub const MARK_NAMESPACE: &str = "urn:nodegraft:domain:1";
-
-/// What a domain of ours says about itself. The mark of a volume is its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Mark {
-    pub namespace: &'static str,
-    pub cluster: String,
-    pub node: String,
-    pub address: String,
-    /// Digest of the plan the domain was made from.
-    pub plan: String,
-    /// The public host key the guest must show: `ssh-ed25519 AAAA...`.
-    pub host_key: String,
-    pub seed: SeedState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SeedState {
-    /// The seed volume still holds the private host key.
-    Full,
-    /// The guest is up; the key was blanked.
-    Blank,
-}
 
 /// What `domain.xml` needs and only the host knows.
 #[derive(Debug, Clone, Serialize)]
@@ -439,21 +427,9 @@ impl std::fmt::Debug for HostKey {
 }
 
 impl Plan {
-    pub fn mark(&self, node: &Node, host_key: &str, seed: SeedState) -> Mark {
-        Mark {
-            namespace: MARK_NAMESPACE,
-            cluster: self.cluster.name.clone(),
-            node: node.name.clone(),
-            address: node.address.clone(),
-            plan: node.digest.clone(),
-            host_key: host_key.to_owned(),
-            seed,
-        }
-    }
-
     pub fn domain_xml(&self, node: &Node, host: &HostFacts, mark: &Mark) -> Result<String> {
         let values = serde_json::json!({
-            "node": node, "mark": mark, "virt_type": host.virt_type, "disk_path": host.disk_path,
+            "node": node, "uuid": mark.owner.uuid(), "mark": mark.element(), "virt_type": host.virt_type, "disk_path": host.disk_path,
             "seed_path": host.seed_path, "disk_cache": self.host.disk_cache,
         });
         self.templates.render("domain.xml", &values)

@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_saphyr::{Location, Spanned};
 
 use crate::error::{Error, Exit, Result};
+use crate::label;
+use crate::taint::Taint;
 
 pub const VERSION: u32 = 1;
 
@@ -152,9 +154,9 @@ macro_rules! with_settings {
             #[serde(default)]
             pub vars: BTreeMap<String, serde_json::Value>,
             #[serde(default)]
-            pub labels: BTreeMap<String, String>,
+            pub labels: BTreeMap<String, Spanned<String>>,
             #[serde(default)]
-            pub taints: Vec<String>,
+            pub taints: Vec<Spanned<String>>,
             #[serde(default)]
             pub deadlines: Deadlines,
         }
@@ -199,8 +201,8 @@ pub struct Settings<'a> {
     pub first_boot: Option<FirstBoot>,
     pub kubelet: Option<&'a Spanned<Kubelet>>,
     pub vars: &'a BTreeMap<String, serde_json::Value>,
-    pub labels: &'a BTreeMap<String, String>,
-    pub taints: &'a [String],
+    pub labels: &'a BTreeMap<String, Spanned<String>>,
+    pub taints: &'a [Spanned<String>],
     pub deadlines: &'a Deadlines,
 }
 
@@ -318,6 +320,51 @@ impl std::fmt::Display for Size {
     }
 }
 
+/// What a removal needs of a spec: which cluster, which host, which names. The rest may be wrong, or gone.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Outline {
+    pub cluster: Cluster,
+    #[serde(default)]
+    pub host: Host,
+    #[serde(default)]
+    pub nodes: Vec<Named>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Named {
+    pub name: String,
+}
+
+impl Outline {
+    /// `file` only names it in messages.
+    pub fn parse(text: &str, file: &str) -> Result<Self> {
+        let outline: Self = read(text, file)?;
+        let name = &outline.cluster.name;
+        if is_label(&name.value) {
+            return Ok(outline);
+        }
+        Err(refuse(text, file, vec![unnameable(name)]))
+    }
+}
+
+fn read<T: de::DeserializeOwned>(text: &str, file: &str) -> Result<T> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let at = error.location().unwrap_or(Location::UNKNOWN);
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+        refuse(text, file, vec![Problem { at, message, help: "see the README for every key a spec may have".into() }])
+    })
+}
+
+fn unnameable(cluster: &Spanned<String>) -> Problem {
+    Problem {
+        at: cluster.referenced,
+        message: format!("`{}` cannot name a cluster", cluster.value),
+        help: "use lower-case letters, digits and `-`, 40 at most".into(),
+    }
+}
+
 /// Something the spec says that cannot be, and where it says so.
 #[derive(Debug)]
 struct Problem {
@@ -329,19 +376,16 @@ struct Problem {
 impl Spec {
     /// Parses and checks a spec. `file` only names it in messages.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
-        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-        let spec: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let at = error.location().unwrap_or(Location::UNKNOWN);
-            let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-            refuse(text, file, vec![Problem { at, message, help: "see the README for every key a spec may have".into() }])
-        })?;
+        let spec: Self = read(text, file)?;
         let problems = spec.problems();
         if problems.is_empty() { Ok(spec) } else { Err(refuse(text, file, problems)) }
     }
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if !is_label(&self.cluster.name.value) {
+            problems.push(unnameable(&self.cluster.name));
+        }
         let mut problem = |at: Location, message: String, help: &str| {
             problems.push(Problem { at, message, help: help.to_owned() });
         };
@@ -350,13 +394,6 @@ impl Spec {
                 self.version.referenced,
                 format!("version {} is not known to this nodegraft", self.version.value),
                 "write `version: 1`",
-            );
-        }
-        if !is_label(&self.cluster.name.value) {
-            problem(
-                self.cluster.name.referenced,
-                format!("`{}` cannot name a cluster", self.cluster.name.value),
-                "use lower-case letters, digits and `-`, 40 at most",
             );
         }
         match (&self.cluster.kubeconfig, &self.cluster.control_plane) {
@@ -401,6 +438,9 @@ impl Spec {
                 format!("the MAC {} is given twice", duplicate.value),
                 "leave `mac` out: one is derived from the name",
             );
+        }
+        for settings in std::iter::once(self.defaults.settings()).chain(self.nodes.iter().map(Node::settings)) {
+            mark_problems(settings, &mut problem);
         }
         for node in &self.nodes {
             self.node_problems(node, &mut problem);
@@ -494,6 +534,38 @@ impl Spec {
             && let Err((message, help)) = check_kubelet(&kubelet.value)
         {
             problem(kubelet.referenced, message, help);
+        }
+    }
+}
+
+/// Labels and taints that Kubernetes would not take.
+fn mark_problems(settings: Settings<'_>, problem: &mut impl FnMut(Location, String, &str)) {
+    for (key, value) in settings.labels {
+        if let Err(message) = label::check_key(key) {
+            problem(value.referenced, format!("`{key}` cannot be a label's key: {message}"), "write it as in `disk` or `example.com/disk`");
+        }
+        if let Err(message) = label::check_value(&value.value) {
+            problem(
+                value.referenced,
+                format!("`{}` cannot be the value of the label `{key}`: {message}", value.value),
+                "shorten it, or write `-` for what it may not have",
+            );
+        }
+    }
+    let mut seen: Vec<Taint> = Vec::new();
+    for text in settings.taints {
+        match text.value.parse::<Taint>() {
+            Err(message) => problem(
+                text.referenced,
+                format!("`{}` is not a taint: {message}", text.value),
+                "write it as `key=value:Effect` or `key:Effect`; effects are NoSchedule, PreferNoSchedule and NoExecute",
+            ),
+            Ok(taint) if seen.iter().any(|other| other.is_same(&taint)) => problem(
+                text.referenced,
+                format!("the taint `{}` with the effect {} is given twice", taint.key, taint.effect.as_str()),
+                "a Node has one taint of a key and an effect: keep one",
+            ),
+            Ok(taint) => seen.push(taint),
         }
     }
 }

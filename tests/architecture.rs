@@ -6,7 +6,19 @@ use std::path::{Path, PathBuf};
 /// Where code lives, and which of our modules and which crates it may not name.
 const RULES: &[(&[&str], &[&str])] = &[
     (
-        &["error.rs", "event.rs", "first_boot.rs", "kubelet.rs", "plan.rs", "profile.rs", "spec.rs", "template.rs"],
+        &[
+            "diagnosis.rs",
+            "error.rs",
+            "event.rs",
+            "first_boot.rs",
+            "kubelet.rs",
+            "label.rs",
+            "plan.rs",
+            "profile.rs",
+            "spec.rs",
+            "taint.rs",
+            "template.rs",
+        ],
         &[
             "crate::stages",
             "crate::pipeline",

@@ -42,7 +42,6 @@ fn a_good_spec_becomes_a_plan() {
     assert_eq!(second.labels["disk"], "ssd");
     assert_eq!(first.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "runtime", "kubelet"]);
     assert_ne!(first.mac, second.mac);
-    assert_ne!(first.machine_id, second.machine_id);
     assert!(first.mac.starts_with("52:54:00:"));
 }
 
@@ -50,7 +49,7 @@ fn a_good_spec_becomes_a_plan() {
 fn the_same_spec_gives_the_same_plan() {
     let (one, two) = (plan(GOOD), plan(GOOD));
     for (a, b) in one.nodes.iter().zip(&two.nodes) {
-        assert_eq!((&a.digest, &a.mac, &a.machine_id), (&b.digest, &b.mac, &b.machine_id));
+        assert_eq!((a.made_with(), &a.mac), (b.made_with(), &b.mac));
         assert_eq!(a.steps.iter().map(|s| &s.digest).collect::<Vec<_>>(), b.steps.iter().map(|s| &s.digest).collect::<Vec<_>>());
     }
 }
@@ -127,16 +126,19 @@ fn all_problems_are_told_at_once() {
 
 #[test]
 fn rendered_artefacts() {
-    use nodegraft::plan::{HostFacts, HostKey, SeedState};
+    use nodegraft::mark::Mark;
+    use nodegraft::ownership::Owner;
+    use nodegraft::plan::{HostFacts, HostKey};
     let plan = plan(&GOOD.replace("name: worker-2", "name: worker-2, mac: '52:54:00:aa:bb:cc', mtu: 1400, search: [lan]"));
     let node = &plan.nodes[1];
     let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: Some("PRIVATE".into()) };
     let facts = HostFacts { virt_type: "kvm".into(), disk_path: "/pool/disk".into(), seed_path: "/pool/seed".into() };
-    let mark = plan.mark(node, &key.public, SeedState::Full);
+    let owner = Owner { cluster: "homelab".into(), node: node.name.clone(), instance: "0123456789abcdef0123456789abcdef".into() };
+    let mark = Mark { host_key: key.public.clone(), made_with: node.made_with(), ..Mark::new(owner, &node.address, Vec::new()) };
     let domain = plan.domain_xml(node, &facts, &mark).unwrap();
     assert!(!domain.contains("PRIVATE"));
-    let mut all = domain.replace(&node.digest, "<digest>");
-    for (name, text) in plan.seed_files(node, &key, &["ssh-ed25519 LOGIN".into()]).unwrap() {
+    let mut all = domain;
+    for (name, text) in plan.seed_files(node, &mark.owner.instance, &key, &["ssh-ed25519 LOGIN".into()]).unwrap() {
         all.push_str(&format!("\n--- {name}\n{text}"));
     }
     for step in &node.steps {
@@ -152,7 +154,7 @@ fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
     let plan = plan(GOOD);
     let files = |private: Option<&str>| {
         let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: private.map(str::to_owned) };
-        plan.seed_files(&plan.nodes[0], &key, &[]).unwrap()
+        plan.seed_files(&plan.nodes[0], "0123", &key, &[]).unwrap()
     };
     let (full, blank) = (files(Some("PRIVATE")), files(None));
     assert_eq!(full[0], blank[0], "meta-data carries the instance id");

@@ -7,9 +7,10 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 
-use super::{Cluster, MANAGED_BY, absent_as_none, code, within};
+use super::call::{PATIENCE, delete, insist, within};
+use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, is_managed};
 use crate::error::{Error, Result};
 
 /// Every node with a certificate is in it.
@@ -67,8 +68,8 @@ impl Cluster {
             },
             ..SubjectAccessReview::default()
         };
-        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
-        let answer = within(format!("asking what {user} may do"), api.create(&PostParams::default(), &review)).await?;
+        let (api, params): (Api<SubjectAccessReview>, _) = (Api::all(self.client.clone()), PostParams::default());
+        let answer = within(format!("asking what {user} may do"), || api.create(&params, &review)).await?;
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
@@ -87,8 +88,9 @@ impl Cluster {
             },
             ..SelfSubjectAccessReview::default()
         };
-        let api: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let answer = within(format!("asking whether we may {verb} {resource}"), api.create(&PostParams::default(), &review)).await?;
+        let (api, params): (Api<SelfSubjectAccessReview>, _) = (Api::all(self.client.clone()), PostParams::default());
+        let what = format!("asking whether we may {verb} {resource}");
+        let answer = within(what, || api.create(&params, &review)).await?;
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
@@ -96,47 +98,79 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
-    /// Binds a group to a ClusterRole under a name, with our label. Harmless if it is just so already.
-    pub async fn bind(&self, binding: &Binding) -> Result<()> {
-        let wanted = binding.object();
+    /// Binds a group to a ClusterRole under a name, with our label. False if it is just so already.
+    pub async fn bind(&self, binding: &Binding) -> Result<bool> {
+        let (api, params, wanted) = (self.bindings(), PostParams::default(), binding.object());
         let what = format!("binding the group {} to {}", binding.group, binding.role);
-        let made = within(what.clone(), async {
-            match self.bindings().create(&PostParams::default(), &wanted).await {
-                Err(error) if code(&error) == Some(409) => Ok(false),
-                other => other.map(|_| true),
-            }
-        })
-        .await?;
-        if made {
-            return Ok(());
+        let failure = match insist(PATIENCE, || api.create(&params, &wanted)).await {
+            Ok(_) => return Ok(true),
+            Err(failure) => failure,
+        };
+        if failure.code() != Some(409) {
+            return Err(failure.during(what));
         }
-        let found = within(what.clone(), self.bindings().get(&binding.name)).await?;
-        let same =
-            found.role_ref == wanted.role_ref && found.subjects.iter().flatten().any(|s| s.kind == "Group" && s.name == binding.group);
-        if same {
-            return Ok(());
+        let same = |found: &ClusterRoleBinding| {
+            found.role_ref == wanted.role_ref && found.subjects.iter().flatten().any(|s| s.kind == "Group" && s.name == binding.group)
+        };
+        match within(what.as_str(), || api.get_opt(&binding.name)).await? {
+            // Perhaps an earlier try made it, and its answer was lost.
+            Some(found) if same(&found) => Ok(failure.tried_before && is_managed(found.metadata.labels.as_ref())),
+            Some(_) => Err(Error::new(what)
+                .because(Error::new(format!("there is another ClusterRoleBinding {}", binding.name)))
+                .with_help(format!("look at it: kubectl get clusterrolebinding {} -o yaml", binding.name))),
+            None => Err(Error::new(what)
+                .because(Error::new(format!("somebody removes the ClusterRoleBinding {} at the same time", binding.name)))
+                .with_help("run the same command again")),
         }
-        Err(Error::new(what)
-            .because(Error::new(format!("there is another ClusterRoleBinding {}", binding.name)))
-            .with_help(format!("look at it: kubectl get clusterrolebinding {} -o yaml", binding.name)))
     }
 
     /// Removes a binding that bears our label; false if there is none of ours.
     pub async fn unbind(&self, name: &str) -> Result<bool> {
-        let found = within(format!("looking for the role binding {name}"), self.bindings().get_opt(name)).await?;
-        let ours = found.is_some_and(|b| b.metadata.labels.is_some_and(|l| l.get(MANAGED_BY.0).map(String::as_str) == Some(MANAGED_BY.1)));
-        if !ours {
-            return Ok(false);
+        let api = self.bindings();
+        let found = within(format!("looking for the role binding {name}"), || api.get_opt(name)).await?;
+        match found.filter(|binding| is_managed(binding.metadata.labels.as_ref())).and_then(|binding| binding.metadata.uid) {
+            Some(uid) => delete(&api, &format!("the role binding {name}"), name, &uid).await,
+            None => Ok(false),
         }
-        within(format!("deleting the role binding {name}"), async {
-            absent_as_none(self.bindings().delete(name, &DeleteParams::default()).await).map(|found| found.is_some())
-        })
-        .await
+    }
+
+    /// Removes the binding of a cluster's group, unless the cluster shows a Node or a token that needs it: of whatever host
+    /// and run. One that appears while we remove it finds it bound again.
+    pub async fn release_binding(&self, cluster: &str) -> Result<Released> {
+        let (api, name) = (self.bindings(), binding_name(cluster));
+        let Some(found) = within(format!("looking for the role binding {name}"), || api.get_opt(&name)).await? else {
+            return Ok(Released::Absent);
+        };
+        if let Some(why) = foreign(&found, cluster) {
+            return Ok(Released::Foreign(why));
+        }
+        if let Some(why) = self.needs_binding(cluster).await? {
+            return Ok(Released::Kept(why));
+        }
+        let uid = found.metadata.uid.clone().unwrap_or_default();
+        if !delete(&api, &format!("the role binding {name}"), &name, &uid).await? {
+            return Ok(Released::Absent);
+        }
+        let Some(why) = self.needs_binding(cluster).await? else { return Ok(Released::Removed(name)) };
+        let group = found.subjects.into_iter().flatten().find(|subject| subject.kind == "Group").map(|subject| subject.name);
+        self.bind(&Binding::of_cluster(cluster, group.unwrap_or_default())).await?;
+        Ok(Released::Kept(why))
+    }
+
+    /// What of ours in this cluster lives by its binding.
+    async fn needs_binding(&self, cluster: &str) -> Result<Option<String>> {
+        let of_cluster = |node: &super::node::Node| node.owner.as_ref().is_some_and(|owner| owner.cluster == cluster);
+        if let Some(node) = self.all_nodes().await?.into_iter().find(of_cluster) {
+            return Ok(Some(format!("the Node {} is of this cluster", node.name)));
+        }
+        let token = self.our_tokens().await?.into_iter().find(|token| token.owner.cluster == cluster);
+        Ok(token.map(|token| format!("the node {} joins with the token {}", token.owner.node, token.id)))
     }
 
     /// Names of the bindings that give a ClusterRole to one of these groups.
     pub async fn bindings_of(&self, role: &str, groups: &[&str]) -> Result<Vec<String>> {
-        let all = within("listing the role bindings", self.bindings().list(&ListParams::default())).await?;
+        let (api, every) = (self.bindings(), ListParams::default());
+        let all = within("listing the role bindings", || api.list(&every)).await?;
         let to = |binding: &ClusterRoleBinding| {
             binding.subjects.iter().flatten().any(|s| s.kind == "Group" && groups.contains(&s.name.as_str()))
         };
@@ -148,23 +182,56 @@ impl Cluster {
     }
 }
 
+/// What became of a cluster's binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Released {
+    /// By its name.
+    Removed(String),
+    Absent,
+    /// Something of ours still needs it.
+    Kept(String),
+    /// It has the name, and is not ours.
+    Foreign(String),
+}
+
+/// Why a binding of that name is not the one we made for a cluster.
+fn foreign(binding: &ClusterRoleBinding, cluster: &str) -> Option<String> {
+    let name = binding.metadata.name.as_deref().unwrap_or_default();
+    let of = binding.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CLUSTER_ANNOTATION));
+    if !is_managed(binding.metadata.labels.as_ref()) {
+        return Some(format!("the role binding {name} does not bear nodegraft's label"));
+    }
+    match of {
+        Some(of) if of == cluster => None,
+        Some(of) => Some(format!("the role binding {name} is of the cluster {of}")),
+        None => Some(format!("the role binding {name} does not say of which cluster it is")),
+    }
+}
+
 /// A ClusterRoleBinding of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     pub name: String,
     pub role: &'static str,
     pub group: String,
+    /// The cluster it goes with; `None` for one that stays until somebody revokes it.
+    pub cluster: Option<String>,
 }
 
 impl Binding {
     /// Lets our own group of a cluster ask for certificates.
     pub fn of_cluster(cluster: &str, group: String) -> Self {
-        Self { name: binding_name(cluster), role: Right::Request.role(), group }
+        Self { name: binding_name(cluster), role: Right::Request.role(), group, cluster: Some(cluster.to_owned()) }
     }
 
     /// What `access grant` makes: the seed's chapter 8, and approval of clients and renewals.
     pub fn granted(group: &str, auto_approve: bool) -> Vec<Self> {
-        let binding = |name: &str, right: Right, group: &str| Self { name: name.to_owned(), role: right.role(), group: group.to_owned() };
+        let binding = |name: &str, right: Right, group: &str| Self {
+            name: name.to_owned(),
+            role: right.role(),
+            group: group.to_owned(),
+            cluster: None,
+        };
         let mut bindings = vec![binding("kubelet-bootstrap", Right::Request, group)];
         if auto_approve {
             bindings.push(binding("kubelet-bootstrap-approve-client", Right::ClientApproval, group));
@@ -179,6 +246,7 @@ impl Binding {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
                 labels: Some(BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
+                annotations: self.cluster.as_ref().map(|cluster| BTreeMap::from([(CLUSTER_ANNOTATION.to_owned(), cluster.clone())])),
                 ..ObjectMeta::default()
             },
             role_ref: RoleRef { api_group: Some(GROUP.into()), kind: "ClusterRole".into(), name: self.role.into() },

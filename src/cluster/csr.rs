@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use x509_cert::der::{Decode, DecodePem};
@@ -12,8 +12,11 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::request::{CertReq, ExtensionReq};
 
-use super::{Cluster, absent_as_none, code, watch_until, within};
-use crate::error::{Context, Error, Result};
+use super::Cluster;
+use super::call::{PATIENCE, delete, insist, within};
+use super::token::user;
+use super::watch::watch_until;
+use crate::error::{Error, Result};
 
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
@@ -22,6 +25,7 @@ pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub name: String,
+    pub uid: String,
     pub requestor: String,
     pub signer: Option<String>,
     pub usages: Vec<String>,
@@ -30,6 +34,8 @@ pub struct Request {
     pub common_name: String,
     pub names: AlternativeNames,
     pub state: State,
+    /// What whoever approved it said.
+    pub message: Option<String>,
 }
 
 /// The subject alternative names that a request asks for.
@@ -86,6 +92,10 @@ impl Request {
         self.usage_objection("server auth")
     }
 
+    fn is_of(&self, node: &str, token_ids: &[String], node_is_ours: bool) -> bool {
+        token_ids.iter().any(|id| self.requestor == user(id)) || (node_is_ours && self.requestor == format!("system:node:{node}"))
+    }
+
     fn subject_objection(&self, user: &str, node: &str) -> Option<String> {
         if self.requestor != user {
             return Some(format!("it was made by {}, not {user}", self.requestor));
@@ -116,11 +126,12 @@ impl Cluster {
     }
 
     pub async fn csrs(&self) -> Result<Vec<Request>> {
-        let list = within("listing the certificate requests", self.requests().list(&ListParams::default())).await?;
+        let (api, all) = (self.requests(), ListParams::default());
+        let list = within("listing the certificate requests", || api.list(&all)).await?;
         Ok(list.items.iter().map(parse).collect())
     }
 
-    /// Watches until a request of `user` satisfies `until`.
+    /// Watches until a request of `user` satisfies `until`. Has no deadline of its own.
     pub async fn watch_csr(&self, user: &str, until: impl Fn(&Request) -> bool) -> Result<Request> {
         watch_until(&self.requests(), "the certificate requests", None, |object| {
             let request = parse(&object);
@@ -136,57 +147,55 @@ impl Cluster {
         Ok(self.csrs().await?.into_iter().filter(pending).collect())
     }
 
-    /// Approves a request by name; the caller has had it checked by [`Request::objection`] or
-    /// [`Request::serving_objection`]. A request that somebody else decided on meanwhile is left as it is. False if we
-    /// may not.
-    pub async fn approve_csr(&self, name: &str, message: &str) -> Result<bool> {
-        let api = self.requests();
-        for _ in 0..3 {
-            let mut object = within(format!("reading the certificate request {name}"), api.get(name)).await?;
-            if parse(&object).state != State::Pending {
+    /// Approves exactly this request, if `objection` has nothing against what the API server shows of it at that moment. A
+    /// request that somebody else decided on meanwhile is left as it is. False if we may not.
+    pub async fn approve_csr(&self, request: &Request, message: &str, objection: impl Fn(&Request) -> Option<String>) -> Result<bool> {
+        const TRIES: usize = 5;
+        let (api, params, name) = (self.requests(), PostParams::default(), request.name.as_str());
+        let what = format!("approving the certificate request {name}");
+        let refused = |why: String| Error::new(what.as_str()).because(Error::new(why)).with_help("nothing was approved");
+        for _ in 0..TRIES {
+            let found = within(format!("reading the certificate request {name}"), || api.get_opt(name)).await?;
+            let mut object = found.ok_or_else(|| refused("it is gone".to_owned()))?;
+            let seen = parse(&object);
+            if seen.uid != request.uid {
+                return Err(refused("another request has its name now".to_owned()));
+            }
+            if let Some(objection) = objection(&seen) {
+                return Err(refused(objection));
+            }
+            if seen.state != State::Pending {
                 return Ok(true);
             }
-            let mut condition = json!({"type": "Approved", "reason": "NodegraftApproved", "message": message});
-            if self.certificates == "v1" {
-                condition["status"] = json!("True");
-            }
-            object.data["status"]["conditions"] = json!([condition]);
-            match api.replace_subresource("approval", name, &PostParams::default(), &object).await {
+            object.data["status"]["conditions"] = json!([self.approved(message)]);
+            // The version that was looked at goes along: what changed since is looked at again.
+            match insist(PATIENCE, || api.replace_subresource("approval", name, &params, &object)).await {
                 Ok(_) => return Ok(true),
-                Err(error) if code(&error) == Some(409) => {}
-                Err(error) if code(&error) == Some(403) => return Ok(false),
-                Err(error) => return Err(error).doing(format!("approving the certificate request {name}")),
+                Err(failure) if failure.code() == Some(409) => {}
+                Err(failure) if failure.code() == Some(403) => return Ok(false),
+                Err(failure) => return Err(failure.during(what)),
             }
         }
-        Err(Error::new(format!("the certificate request {name} keeps changing under our hands")))
+        Err(refused("it keeps changing under our hands".to_owned()))
     }
 
-    /// Deletes the requests of one node: those whose subject it is and that it, or a token, made. Returns their names.
-    pub async fn delete_csrs_of(&self, node: &str) -> Result<Vec<String>> {
-        let subject = format!("system:node:{node}");
-        self.delete_csrs(|request| {
-            let theirs = request.requestor == subject || request.requestor.starts_with("system:bootstrap:");
-            request.common_name == subject && theirs
-        })
-        .await
-    }
-
-    /// Deletes the requests that a user made. Returns their names.
-    pub async fn delete_csrs_by(&self, user: &str) -> Result<Vec<String>> {
-        self.delete_csrs(|request| request.requestor == user).await
-    }
-
-    async fn delete_csrs(&self, which: impl Fn(&Request) -> bool) -> Result<Vec<String>> {
-        let mut deleted = Vec::new();
-        for request in self.csrs().await?.into_iter().filter(which) {
-            let gone = within(format!("deleting the certificate request {}", request.name), async {
-                absent_as_none(self.requests().delete(&request.name, &DeleteParams::default()).await)
-            });
-            if gone.await?.is_some() {
-                deleted.push(request.name);
-            }
+    fn approved(&self, message: &str) -> Value {
+        let mut condition = json!({"type": "Approved", "reason": "NodegraftApproved", "message": message});
+        if self.certificates == "v1" {
+            condition["status"] = json!("True");
         }
-        Ok(deleted)
+        condition
+    }
+
+    /// The requests that a node of ours made: with one of these tokens, and under the Node's own name where the caller has
+    /// proved that the Node is ours.
+    pub async fn requests_of(&self, node: &str, token_ids: &[String], node_is_ours: bool) -> Result<Vec<Request>> {
+        Ok(self.csrs().await?.into_iter().filter(|request| request.is_of(node, token_ids, node_is_ours)).collect())
+    }
+
+    /// Deletes exactly this request. False if it was gone, or another bears its name now.
+    pub async fn delete_request(&self, request: &Request) -> Result<bool> {
+        delete(&self.requests(), &format!("the certificate request {}", request.name), &request.name, &request.uid).await
     }
 }
 
@@ -208,6 +217,7 @@ fn parse(object: &DynamicObject) -> Request {
     let (organizations, common_name, names) = subject(spec["request"].as_str().unwrap_or_default()).unwrap_or_default();
     Request {
         name: object.metadata.name.clone().unwrap_or_default(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
         requestor: text(&spec["username"]),
         signer: spec["signerName"].as_str().map(str::to_owned),
         usages: spec["usages"].as_array().map(|usages| usages.iter().map(text).collect()).unwrap_or_default(),
@@ -215,6 +225,7 @@ fn parse(object: &DynamicObject) -> Request {
         common_name,
         names,
         state,
+        message: has("Approved").and_then(|approved| approved["message"].as_str()).map(str::to_owned),
     }
 }
 
@@ -276,6 +287,7 @@ mod tests {
     fn request() -> Request {
         Request {
             name: "node-csr-x".into(),
+            uid: "u1".into(),
             requestor: "system:bootstrap:abcdef".into(),
             signer: Some(CLIENT_SIGNER.into()),
             usages: ["digital signature", "key encipherment", "client auth"].map(str::to_owned).into(),
@@ -283,7 +295,22 @@ mod tests {
             common_name: "system:node:n1".into(),
             names: AlternativeNames::default(),
             state: State::Pending,
+            message: None,
         }
+    }
+
+    #[test]
+    fn requests_of_others_are_never_ours() {
+        let by = |requestor: &str, ids: &[&str], proved: bool| {
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            Request { requestor: requestor.into(), ..request() }.is_of("n1", &ids, proved)
+        };
+        assert!(by("system:bootstrap:abcdef", &["zzzzzz", "abcdef"], false));
+        assert!(!by("system:bootstrap:abcdef", &["zzzzzz"], true), "the subject says n1, but its token is none of ours");
+        assert!(by("system:node:n1", &[], true));
+        assert!(!by("system:node:n1", &["abcdef"], false), "the Node may be another machine's");
+        assert!(!by("system:node:n2", &[], true));
+        assert!(!by("system:serviceaccount:kube-system:n1", &[], true));
     }
 
     #[test]

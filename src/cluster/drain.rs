@@ -1,63 +1,138 @@
 //! Draining a Node: no new pods, and the old ones evicted as their disruption budgets allow. Pods of DaemonSets and
-//! mirror pods stay: they go with the node.
+//! mirror pods stay: they go with the node. A drain that is given up leaves the Node as schedulable as it was.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Pod as KubePod;
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, code, within};
-use crate::error::{Error, Result};
+use super::Cluster;
+use super::call::{PATIENCE, insist, once, within};
+use super::node::Node;
+use super::pod::Pod;
+use crate::error::{Error, Result, one_line};
 
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+/// How often a kubelet that is waited for is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// What the way back may take.
+const WAY_BACK: Duration = Duration::from_secs(20);
 
-/// A pod, by namespace and name.
-type Name = (String, String);
+/// How far a drain came, for whoever has to say why it ended.
+#[derive(Default)]
+struct Course {
+    /// It was schedulable, and we changed that.
+    cordoned: bool,
+    /// UIDs of all pods that had to leave.
+    seen: BTreeSet<String>,
+    /// UIDs of those whose eviction was accepted.
+    accepted: BTreeSet<String>,
+    left: Vec<Pod>,
+    /// A pod that is not let go, and why.
+    held: Option<String>,
+}
+
+/// What the API server makes of an eviction.
+enum Eviction {
+    Accepted,
+    /// A budget does not allow it now.
+    Held(String),
+    /// It is to be asked again.
+    Unclear(String),
+}
 
 impl Cluster {
-    /// Marks a Node unschedulable, or schedulable again.
-    pub async fn cordon(&self, node: &str, unschedulable: bool) -> Result<()> {
-        let patch = json!({"spec": {"unschedulable": unschedulable}});
-        within(format!("cordoning the Node {node}"), self.nodes().patch(node, &PatchParams::default(), &Patch::Merge(&patch)))
-            .await
-            .map(drop)
+    /// Marks exactly this Node unschedulable, or schedulable again. False if it is gone, or another bears its name now.
+    pub async fn cordon(&self, node: &Node, unschedulable: bool) -> Result<bool> {
+        let api = self.nodes();
+        let patch = Patch::Merge(json!({"metadata": {"uid": node.uid}, "spec": {"unschedulable": unschedulable}}));
+        let params = PatchParams::default();
+        let word = if unschedulable { "cordoning" } else { "uncordoning" };
+        match insist(PATIENCE, || api.patch(&node.name, &params, &patch)).await {
+            Ok(_) => Ok(true),
+            // A UID cannot be changed: that of another object is refused as invalid.
+            Err(failure) if matches!(failure.code(), Some(404 | 409 | 422)) => Ok(false),
+            Err(failure) => Err(failure.during(format!("{word} the Node {}", node.name))),
+        }
     }
 
     /// Evicts every pod that must go and waits until it is gone; `progress` is told what is left. Returns how many left.
     ///
-    /// A kubelet that is dead confirms no pod's end: with `confirmed` false an accepted eviction is enough.
-    pub async fn drain(&self, node: &str, limit: Duration, confirmed: bool, progress: impl Fn(String)) -> Result<usize> {
-        self.cordon(node, true).await?;
+    /// A kubelet that is dead confirms no pod's end: then an accepted eviction is enough. If the drain fails, takes longer
+    /// than `limit`, or `stop` fires, a Node that was schedulable before is made so again. 0 if the Node is gone.
+    pub async fn drain(&self, node: &Node, limit: Duration, stop: &CancellationToken, progress: impl Fn(String)) -> Result<usize> {
+        let mut course = Course::default();
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => Some(Err(Error::interrupted())),
+            ended = self.empty(node, &mut course, &progress) => Some(ended),
+            () = tokio::time::sleep(limit) => None,
+        };
+        let error = match ended {
+            Some(Ok(count)) => return Ok(count),
+            Some(Err(error)) => error,
+            None => not_drained(&node.name, limit, &course),
+        };
+        if !course.cordoned {
+            return Err(error);
+        }
+        progress("making the Node schedulable again".to_owned());
+        let still = match tokio::time::timeout(WAY_BACK, self.cordon(node, false)).await {
+            Ok(Ok(_)) => return Err(error),
+            Ok(Err(failure)) => one_line(&failure),
+            Err(_) => format!("uncordoning it got no answer within {} s", WAY_BACK.as_secs()),
+        };
+        Err(error
+            .with_detail([format!("{} is still unschedulable: {still}", node.name), format!("mend it: kubectl uncordon {}", node.name)]))
+    }
+
+    async fn empty(&self, node: &Node, course: &mut Course, progress: &impl Fn(String)) -> Result<usize> {
+        let name = node.name.as_str();
+        let now = self.node(name).await?.filter(|now| now.uid == node.uid);
+        let Some(now) = now else { return Ok(0) };
+        // Set before it is true: the way back is harmless where nothing was changed.
+        course.cordoned = !now.unschedulable;
+        if !self.cordon(node, true).await? {
+            course.cordoned = false;
+            return Ok(0);
+        }
         let policy = self.eviction_version().await?;
-        let until = Instant::now() + limit;
-        let mut accepted = BTreeSet::new();
-        let mut seen = BTreeSet::new();
+        let mut lives = self.kubelet_lives(node).await?;
+        let mut looked = Instant::now();
         loop {
-            let pods = self.evictable_pods(node).await?;
-            seen.extend(pods.iter().cloned());
-            let left: Vec<&Name> = pods.iter().filter(|pod| confirmed || !accepted.contains(*pod)).collect();
-            if left.is_empty() {
-                return Ok(seen.len());
+            let pods: Vec<Pod> = self.pods_on(name).await?.into_iter().filter(Pod::must_leave).collect();
+            course.seen.extend(pods.iter().map(|pod| pod.uid.clone()));
+            course.accepted.extend(pods.iter().filter(|pod| pod.ending).map(|pod| pod.uid.clone()));
+            if lives && looked.elapsed() > LOOK {
+                lives = self.kubelet_lives(node).await?;
+                looked = Instant::now();
             }
-            let mut held = None;
-            let asked: Vec<&Name> = pods.iter().filter(|pod| !accepted.contains(*pod)).collect();
-            for pod in asked {
-                match self.evict(pod, &policy).await? {
-                    None => {
-                        accepted.insert(pod.clone());
-                    }
-                    Some(reason) => held = Some((pod.clone(), reason)),
+            course.left = pods.iter().filter(|pod| lives || !course.accepted.contains(&pod.uid)).cloned().collect();
+            if course.left.is_empty() {
+                return Ok(course.seen.len());
+            }
+            course.held = None;
+            for pod in pods.iter().filter(|pod| !pod.ending) {
+                if course.accepted.contains(&pod.uid) {
+                    continue;
                 }
+                let held = match self.evict(pod, &policy).await? {
+                    Eviction::Accepted => {
+                        course.accepted.insert(pod.uid.clone());
+                        continue;
+                    }
+                    Eviction::Held(why) => format!("the eviction of {}/{} is held back: {why}", pod.namespace, pod.name),
+                    Eviction::Unclear(why) => format!("the eviction of {}/{} gets no clear answer: {why}", pod.namespace, pod.name),
+                };
+                progress(held.clone());
+                course.held = Some(held);
             }
-            progress(match &held {
-                Some(((namespace, name), reason)) => format!("waiting to evict {namespace}/{name}: {reason}"),
-                None => format!("waiting for {} pods to end", left.len()),
-            });
-            if Instant::now() > until {
-                return Err(not_drained(node, limit, &pods, held));
+            if course.held.is_none() {
+                progress(format!("waiting for {} pods to end", course.left.len()));
             }
             tokio::time::sleep(BETWEEN_TRIES).await;
         }
@@ -65,51 +140,42 @@ impl Cluster {
 
     /// `policy/v1`, or `policy/v1beta1` before 1.22: as the API server describes the eviction of pods.
     async fn eviction_version(&self) -> Result<String> {
-        let core = within("asking how pods are evicted", self.client.list_core_api_resources("v1")).await?;
+        let core = within("asking how pods are evicted", || self.client.list_core_api_resources("v1")).await?;
         let eviction = core.resources.into_iter().find(|resource| resource.name == "pods/eviction");
         let version = eviction.and_then(|e| Some(format!("{}/{}", e.group?, e.version?)));
         version.ok_or_else(|| Error::new("the API server knows no eviction of pods").with_help("go on without a drain: --force"))
     }
 
-    async fn evictable_pods(&self, node: &str) -> Result<Vec<Name>> {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let list = within(format!("listing the pods on {node}"), pods.list(&here)).await?;
-        Ok(list.items.into_iter().filter(must_leave).filter_map(|pod| Some((pod.metadata.namespace?, pod.metadata.name?))).collect())
-    }
-
-    /// `None` if the eviction was accepted; else why the API server holds it back.
-    async fn evict(&self, (namespace, name): &Name, policy: &str) -> Result<Option<String>> {
-        let pods: Api<Pod> = Api::namespaced(self.once.clone(), namespace);
-        let eviction = json!({"apiVersion": policy, "kind": "Eviction", "metadata": {"namespace": namespace, "name": name}});
-        let what = format!("evicting the pod {namespace}/{name}");
+    /// Asks once: a 429 is an answer here, and whatever is unclear is asked again after a look at the pods.
+    async fn evict(&self, pod: &Pod, policy: &str) -> Result<Eviction> {
+        let api: Api<KubePod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let eviction = json!({
+            "apiVersion": policy,
+            "kind": "Eviction",
+            "metadata": {"namespace": pod.namespace, "name": pod.name},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        });
         let params = PostParams::default();
-        within(what, async {
-            match pods.create_subresource::<_, serde_json::Value>("eviction", name, &params, &eviction).await {
-                Ok(_) => Ok(None),
-                Err(error) if code(&error) == Some(404) => Ok(None),
-                Err(kube::Error::Api(status)) if status.code == 429 => Ok(Some(status.message)),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+        let failure = match once(api.create_subresource::<_, serde_json::Value>("eviction", &pod.name, &params, &eviction)).await {
+            Ok(_) => return Ok(Eviction::Accepted),
+            Err(failure) => failure,
+        };
+        match failure.code() {
+            Some(404) => Ok(Eviction::Accepted),
+            Some(409) => Ok(Eviction::Unclear(failure.to_string())),
+            _ if failure.is_budget() => Ok(Eviction::Held(failure.to_string())),
+            _ if failure.passes() => Ok(Eviction::Unclear(failure.to_string())),
+            _ => Err(failure.during(format!("evicting the pod {}/{}", pod.namespace, pod.name))),
+        }
     }
 }
 
-/// Neither a DaemonSet's, nor a mirror of a file on the node, nor ended already.
-fn must_leave(pod: &Pod) -> bool {
-    let daemon = pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "DaemonSet");
-    let mirror = pod.metadata.annotations.iter().flatten().any(|(key, _)| key == "kubernetes.io/config.mirror");
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !daemon && !mirror && !matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-fn not_drained(node: &str, limit: Duration, pods: &[Name], held: Option<(Name, String)>) -> Error {
-    let error = Error::new(format!("{node} was not drained within {} s: {} pods are left", limit.as_secs(), pods.len()))
-        .with_detail(pods.iter().take(10).map(|(namespace, name)| format!("{namespace}/{name}")));
-    match held {
-        Some(((namespace, name), reason)) => error
-            .because(Error::new(format!("the eviction of {namespace}/{name} is held back: {reason}")))
+fn not_drained(node: &str, limit: Duration, course: &Course) -> Error {
+    let error = Error::new(format!("{node} was not drained within {} s: {} pods are left", limit.as_secs(), course.left.len()))
+        .with_detail(course.left.iter().take(10).map(|pod| format!("{}/{}", pod.namespace, pod.name)));
+    match &course.held {
+        Some(held) => error
+            .because(Error::new(held.clone()))
             .with_help("give its PodDisruptionBudget room elsewhere, raise `--drain-timeout`, or go on regardless with `--force`"),
         None => error.with_help("they take long to end: raise `--drain-timeout`, or go on regardless with `--force`"),
     }

@@ -1,40 +1,46 @@
-//! The Kubernetes room, the only user of `kube`. `token.rs` has bootstrap tokens, `access.rs` what they may do,
-//! `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases, `drain.rs` how pods leave them.
+//! The Kubernetes room, the only user of `kube`. `call.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
+//! `access.rs` what they may do, `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases,
+//! `difference.rs` what a Node should bear, `pod.rs` and `drain.rs` how pods leave it.
+//! A name proves nothing here: what is deleted is named by its UID as well.
 
 pub mod access;
+mod call;
 pub mod csr;
+pub mod difference;
 pub mod drain;
 pub mod node;
+pub mod pod;
 pub mod token;
+mod watch;
 
-use std::fmt::Debug;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
-use futures_util::StreamExt;
 use kube::Client;
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
-use serde::de::DeserializeOwned;
-
+use self::call::{FIRST_CALL, insist};
 use crate::error::{Context, Error, Exit, Result};
-
-const CALL_DEADLINE: Duration = Duration::from_secs(20);
+use crate::ownership::Owner;
 
 /// The label on everything we make in the cluster.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "nodegraft");
-/// Annotations that tell whose a token or a Node is.
+/// Annotations that tell whose a token or a Node is. On a Node they tell, and prove nothing: its machine-id does.
 pub const CLUSTER_ANNOTATION: &str = "nodegraft.io/cluster";
 pub const NODE_ANNOTATION: &str = "nodegraft.io/node";
+pub const INSTANCE_ANNOTATION: &str = "nodegraft.io/instance";
+/// On a Node: the id of the token it joined with.
+pub const TOKEN_ANNOTATION: &str = "nodegraft.io/token";
+/// On a Node: the labels and taints that we last gave it, so that those no longer wanted are known as ours.
+pub const LABELS_ANNOTATION: &str = "nodegraft.io/labels";
+pub const TAINTS_ANNOTATION: &str = "nodegraft.io/taints";
 
 /// A connection to one API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
-    /// Asks once. The other one waits out a 429, which for an eviction is the answer.
-    once: Client,
     /// As in the kubeconfig.
     pub server: String,
     /// The CA in PEM, base64, as kubeconfigs carry it.
@@ -71,6 +77,8 @@ impl Cluster {
             .map_err(|e| unfit(e.with_help("check its current-context, its file paths and its credentials")))?;
         config.connect_timeout = Some(Duration::from_secs(5));
         config.read_timeout = None;
+        // What is tried again, and for how long, is `call.rs`'s to decide: to an eviction a 429 is an answer.
+        config.default_retry = false;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let ca = config.root_cert.clone().and_then(|certs| certs.into_iter().next()).ok_or_else(|| {
             unfit(
@@ -79,22 +87,21 @@ impl Cluster {
             )
         })?;
         let ca_pem = pem(&ca);
-        let mut impatient = config.clone();
-        impatient.default_retry = false;
-        let once = Client::try_from(impatient).doing(format!("using the kubeconfig {origin}")).map_err(unfit)?;
         let client = Client::try_from(config).doing(format!("using the kubeconfig {origin}")).map_err(unfit)?;
-        let version = within(format!("asking {server} for its version"), client.apiserver_version()).await.map_err(|error| {
-            let text = crate::error::one_line(&error).to_lowercase();
+        let version = insist(FIRST_CALL, || client.apiserver_version()).await.map_err(|failure| {
+            let text = failure.to_string().to_lowercase();
             let help = if text.contains("certificate") || text.contains("unknownissuer") {
                 "the server's certificate is not signed by the CA in this kubeconfig: take a fresh kubeconfig from the control plane"
-            } else if text.contains("unauthorized") || text.contains("401") {
+            } else if failure.code() == Some(401) {
                 "the credentials in this kubeconfig are not accepted: take a fresh one from the control plane"
             } else {
                 "is the API server up, and is its address right in the kubeconfig?"
             };
+            let error = failure.during(format!("asking {server} for its version"));
             unfit(Error::new(format!("the API server {server} cannot be used")).because(error).with_help(help))
         })?;
-        let groups = within("listing the API groups", client.list_api_groups()).await.map_err(unfit)?;
+        let groups =
+            insist(FIRST_CALL, || client.list_api_groups()).await.map_err(|failure| unfit(failure.during("listing the API groups")))?;
         let served: Vec<String> = groups
             .groups
             .into_iter()
@@ -109,7 +116,6 @@ impl Cluster {
         })?;
         Ok(Self {
             client,
-            once,
             server,
             ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
             ca_pem,
@@ -125,60 +131,19 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// One call to the API server, with a deadline and a gerund for its error.
-async fn within<T>(what: impl Into<String>, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T> {
-    let what = what.into();
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
-        Ok(result) => result.doing(what),
-        Err(_) => Err(Error::new(what).because(Error::new(format!("no answer within {} s", CALL_DEADLINE.as_secs())))),
-    }
+/// The annotations that tell whose something is.
+fn annotations(owner: &Owner) -> BTreeMap<String, String> {
+    let pairs = [(CLUSTER_ANNOTATION, &owner.cluster), (NODE_ANNOTATION, &owner.node), (INSTANCE_ANNOTATION, &owner.instance)];
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.clone())).collect()
 }
 
-/// Lists, then watches, until `look` finds what it wants in an object. Has no deadline of its own.
-async fn watch_until<K, T>(api: &Api<K>, what: &str, fields: Option<&str>, mut look: impl FnMut(K) -> Option<T>) -> Result<T>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    loop {
-        let only = fields.map_or_else(ListParams::default, |fields| ListParams::default().fields(fields));
-        let list = within(format!("listing {what}"), api.list(&only)).await?;
-        let from = list.metadata.resource_version.clone().unwrap_or_default();
-        for object in list.items {
-            if let Some(found) = look(object) {
-                return Ok(found);
-            }
-        }
-        // Bookmarks would need a progress request that etcd before 3.4.25 does not have.
-        let mut params = WatchParams::default().timeout(120).disable_bookmarks();
-        params.field_selector = fields.map(str::to_owned);
-        let events = within(format!("watching {what}"), api.watch(&params, &from)).await?;
-        futures_util::pin_mut!(events);
-        // A watch that ended or broke is begun again from a fresh list.
-        while let Some(Ok(event)) = events.next().await {
-            let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else {
-                if matches!(event, WatchEvent::Error(_)) { break } else { continue }
-            };
-            if let Some(found) = look(object) {
-                return Ok(found);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
+/// Whose something is by its annotations, if all of them are there.
+fn owner(annotations: Option<&BTreeMap<String, String>>) -> Option<Owner> {
+    let text = |key: &str| annotations?.get(key).cloned();
+    Some(Owner { cluster: text(CLUSTER_ANNOTATION)?, node: text(NODE_ANNOTATION)?, instance: text(INSTANCE_ANNOTATION)? })
 }
 
-/// The status code of an API error, such as 404.
-fn code(error: &kube::Error) -> Option<u16> {
-    match error {
-        kube::Error::Api(status) => Some(status.code),
-        _ => None,
-    }
-}
-
-/// Turns "there is no such object" into `None`.
-fn absent_as_none<T>(result: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if code(&error) == Some(404) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// Whether something bears the label of all that we make.
+fn is_managed(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.and_then(|labels| labels.get(MANAGED_BY.0)).is_some_and(|by| by == MANAGED_BY.1)
 }

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use serde::Serialize;
 
-use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, NODE_ANNOTATION, absent_as_none, within};
+use super::call::{PATIENCE, delete, insist, within};
+use super::{Cluster, MANAGED_BY, annotations, is_managed, owner};
 use crate::diagnosis::TokenState;
 use crate::error::{Error, Exit, Result};
+use crate::ownership::Owner;
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const NAMESPACE: &str = "kube-system";
@@ -67,8 +69,12 @@ impl Token {
     }
 
     fn secret_name(&self) -> String {
-        format!("bootstrap-token-{}", self.id)
+        secret_name(&self.id)
     }
+}
+
+fn secret_name(id: &str) -> String {
+    format!("bootstrap-token-{id}")
 }
 
 /// Whom the API server takes the bearer of a token for.
@@ -99,8 +105,20 @@ pub struct Terms {
     pub groups: Vec<String>,
     pub authentication: bool,
     pub signing: bool,
-    /// The cluster and node of ours that it was minted for.
-    pub node: Option<(String, String)>,
+    /// The node of ours that it was minted for.
+    pub node: Option<Owner>,
+}
+
+/// A token that was minted for a node of ours, of this cluster or another, on this host or another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OurToken {
+    pub id: String,
+    /// Of its Secret.
+    pub uid: String,
+    pub name: String,
+    /// Seconds since 1970, by the API server's clock.
+    pub created: i64,
+    pub owner: Owner,
 }
 
 /// A token as the cluster has it.
@@ -144,7 +162,7 @@ impl Token {
                 name: Some(self.secret_name()),
                 namespace: Some(NAMESPACE.to_owned()),
                 labels: ours.map(|_| BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())])),
-                annotations: ours.map(|(cluster, node)| annotations(cluster, node)),
+                annotations: ours.map(annotations),
                 ..ObjectMeta::default()
             },
             type_: Some(TYPE.to_owned()),
@@ -168,54 +186,80 @@ impl Cluster {
     /// Returns the API server's own clock, in seconds since 1970.
     pub async fn create_token(&self, token: &Token, terms: &Terms) -> Result<Option<i64>> {
         let what = format!("creating the token {}", token.id);
-        let made = within(what, self.tokens().create(&PostParams::default(), &token.secret(terms))).await?;
+        let (api, params, name, wanted) = (self.tokens(), PostParams::default(), token.secret_name(), token.secret(terms));
+        let made = match insist(PATIENCE, || api.create(&params, &wanted)).await {
+            Ok(made) => made,
+            // An earlier try may have made it, though its answer was lost: nobody else knows its secret half.
+            Err(failure) if failure.code() == Some(409) => {
+                let found = within(what.as_str(), || api.get_opt(&name)).await?;
+                match found.filter(|found| is_stored(found, &token.secret, terms)) {
+                    Some(found) => found,
+                    None => return Err(failure.during(what)),
+                }
+            }
+            Err(failure) => return Err(failure.during(what)),
+        };
         Ok(made.metadata.creation_timestamp.map(|time| time.0.as_second()))
     }
 
     pub async fn list_tokens(&self, secrets: bool) -> Result<Vec<Listed>> {
-        let all = ListParams::default().fields(&format!("type={TYPE}"));
-        let found = within("listing the bootstrap tokens", self.tokens().list(&all)).await?;
+        let (api, all) = (self.tokens(), ListParams::default().fields(&format!("type={TYPE}")));
+        let found = within("listing the bootstrap tokens", || api.list(&all)).await?;
         Ok(found.into_iter().map(|secret| listed(&secret, secrets)).collect())
     }
 
-    /// False if it was gone already.
+    /// Deletes the token of that id, whoever made it: for who asked for exactly that. False if it was gone already.
     pub async fn delete_token(&self, id: &str) -> Result<bool> {
-        let name = format!("bootstrap-token-{id}");
-        within(format!("deleting the token {id}"), async {
-            absent_as_none(self.tokens().delete(&name, &DeleteParams::default()).await).map(|found| found.is_some())
-        })
-        .await
+        let (api, name) = (self.tokens(), secret_name(id));
+        let found = within(format!("looking for the token {id}"), || api.get_opt(&name)).await?;
+        match found.and_then(|secret| secret.metadata.uid) {
+            Some(uid) => delete(&api, &format!("the token {id}"), &name, &uid).await,
+            None => Ok(false),
+        }
     }
 
     pub async fn token_state(&self, id: &str) -> Result<TokenState> {
-        let found = within(format!("looking for the token {id}"), self.tokens().get_opt(&format!("bootstrap-token-{id}"))).await?;
+        let (api, name) = (self.tokens(), secret_name(id));
+        let found = within(format!("looking for the token {id}"), || api.get_opt(&name)).await?;
         let Some(secret) = found else { return Ok(TokenState::Gone) };
         let until = listed(&secret, false).expiration.and_then(|text| text.parse::<jiff::Timestamp>().ok());
         Ok(if until.is_some_and(|until| until <= jiff::Timestamp::now()) { TokenState::Expired } else { TokenState::Alive })
     }
 
-    /// Ids of the tokens we made for a node and that are still there.
-    pub async fn tokens_of(&self, cluster: &str, node: &str) -> Result<Vec<String>> {
+    /// The tokens that nodegraft minted for nodes and that are still there. Whose they are, their owner says.
+    pub async fn our_tokens(&self) -> Result<Vec<OurToken>> {
         let ours = ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1)).fields(&format!("type={TYPE}"));
-        let found = within("listing the bootstrap tokens", self.tokens().list(&ours)).await?;
-        let wanted = annotations(cluster, node);
-        Ok(found
-            .into_iter()
-            .filter(|secret| wanted.iter().all(|(key, value)| secret.metadata.annotations.as_ref().and_then(|a| a.get(key)) == Some(value)))
-            .filter_map(|secret| secret.metadata.name?.strip_prefix("bootstrap-token-").map(str::to_owned))
-            .collect())
+        let api = self.tokens();
+        let found = within("listing the bootstrap tokens", || api.list(&ours)).await?;
+        Ok(found.iter().filter_map(our_token).collect())
     }
 
-    /// Deletes the tokens we made for a node. Returns their ids.
-    pub async fn delete_tokens_of(&self, cluster: &str, node: &str) -> Result<Vec<String>> {
-        let mut deleted = Vec::new();
-        for id in self.tokens_of(cluster, node).await? {
-            if self.delete_token(&id).await? {
-                deleted.push(id);
-            }
-        }
-        Ok(deleted)
+    /// Deletes exactly this token. False if it was gone, or another bears its name now.
+    pub async fn delete_token_of(&self, token: &OurToken) -> Result<bool> {
+        delete(&self.tokens(), &format!("the token {}", token.id), &token.name, &token.uid).await
     }
+}
+
+/// `None` for a token that does not say whose it is.
+fn our_token(secret: &Secret) -> Option<OurToken> {
+    let meta = &secret.metadata;
+    if !is_managed(meta.labels.as_ref()) {
+        return None;
+    }
+    let name = meta.name.clone()?;
+    Some(OurToken {
+        id: name.strip_prefix("bootstrap-token-")?.to_owned(),
+        uid: meta.uid.clone()?,
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        owner: owner(meta.annotations.as_ref())?,
+        name,
+    })
+}
+
+/// Whether a Secret holds exactly the token that was to be made, for the same node.
+fn is_stored(found: &Secret, secret: &str, terms: &Terms) -> bool {
+    let stored = found.data.as_ref().and_then(|data| data.get("token-secret"));
+    stored.is_some_and(|stored| stored.0 == secret.as_bytes()) && owner(found.metadata.annotations.as_ref()) == terms.node
 }
 
 fn listed(secret: &Secret, with_secret: bool) -> Listed {
@@ -230,10 +274,6 @@ fn listed(secret: &Secret, with_secret: bool) -> Listed {
         description: text("description").unwrap_or_default(),
         groups: text("auth-extra-groups").unwrap_or_default().split(',').filter(|group| !group.is_empty()).map(str::to_owned).collect(),
     }
-}
-
-pub(super) fn annotations(cluster: &str, node: &str) -> BTreeMap<String, String> {
-    BTreeMap::from([(CLUSTER_ANNOTATION.to_owned(), cluster.to_owned()), (NODE_ANNOTATION.to_owned(), node.to_owned())])
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
         ""
     };
     prompt.say(&format!("\nthe guest's network, by {reader}, on the interface with the MAC {}:{note}\n{network}", node.mac));
-    if !prompt.confirm("Go on with this?")? {
+    if !prompt.confirm("Go on with this?", true)? {
         return Err(Error::new("nothing was made").with_exit(Exit::Refused));
     }
     // Kept, so that `down` and `status` have a spec to go by.
@@ -48,7 +48,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     let file = state.log(&node.name, "spec.yaml")?;
     std::fs::write(&file, &text).doing(format!("writing {}", file.display()))?;
     let key = state.login_key_path(None);
-    let exit = up::run_plan(plan, 1, if args.undo { OnFailure::Undo } else { OnFailure::Keep }, &file, setting).await?;
+    let exit = up::run_plan(plan, &up::Manner::one(if args.undo { OnFailure::Undo } else { OnFailure::Keep }), &file, setting).await?;
     if exit == Exit::Done && setting.output == Output::Text {
         ui::print(&format!("ssh -i {} {}@{}\n", key.display(), node.user, node.ip))?;
     }
@@ -59,7 +59,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
 async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> {
     let host = Host::open(&args.host.uri).await?;
     let pool = active_pool(&host, &args.host.pool).await?;
-    let volumes = template_names(&host, &args.host.pool).await?;
+    let volumes = template_names(&pool);
     let question =
         Question { flag: "--template", text: "Template volume", given: args.template.as_deref(), default: volumes.first().cloned() };
     let known = |name: &str| {

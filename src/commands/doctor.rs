@@ -58,8 +58,12 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
         Ok((libvirt, hypervisor)) => Finding::good(format!("libvirt {libvirt} answers at {}, hypervisor {hypervisor}", spec.uri)),
         Err(error) => bad(&error),
     }];
-    match preflight::host(&host, spec).await {
-        Ok(more) => findings.extend(more),
+    let pool = host.pool(&spec.pool, |_| false).await;
+    match pool {
+        Ok(pool) => match preflight::host(&host, spec, pool.as_ref()).await {
+            Ok((more, _)) => findings.extend(more),
+            Err(error) => findings.push(bad(&error)),
+        },
         Err(error) => findings.push(bad(&error)),
     }
     if host.is_local() && Path::new("/dev/kvm").exists() {

@@ -1,96 +1,204 @@
-//! `down`: undo over the same list, backward. Absence is success, every error is collected, nothing of others is touched.
+//! `down`: looks once at the host and at the cluster, shows what will go, asks a terminal, and walks it. It needs neither
+//! profile nor templates. What it cannot prove to be of this cluster it tells of, and leaves.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
 
-use super::up::joins;
-use super::{Setting, open};
+use super::{Setting, cluster_if_any, load_outline};
 use crate::cli;
-use crate::error::{Exit, Result, one_line};
+use crate::cluster::Cluster;
+use crate::cluster::access::Released;
+use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
-use crate::journal::Journal;
-use crate::pipeline::runner::Walk;
-use crate::plan::Node;
-use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
+use crate::libvirt::Host;
+use crate::plan;
+use crate::spec::Outline;
+use crate::stages::inventory::{Existing, Inventory};
+use crate::stages::removal::{Drain, Remover};
+use crate::ui::prompt::Prompt;
 
 pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
-    let plan = setting.plan(&args.spec)?;
-    let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
-    let run = open(plan, if args.force { Drain::No } else { Drain::Within(args.drain_timeout.0) }).await?;
-    let whole = args.spec.nodes.is_empty();
-    let backward = |mut names: Vec<String>| {
-        names.reverse();
-        names
-    };
+    let outline = load_outline(&args.spec.file)?;
+    let terms = plan::Cluster::of_spec(&outline.cluster)?;
+    let _lock = crate::state::StateDir::open(&terms.name)?.lock()?;
+    let host = Host::open(&outline.host.uri).await?;
+    let cluster = if args.without_cluster { None } else { cluster(&terms).await? };
+    let inventory = Inventory::take(&host, cluster.as_ref(), &terms.name, &outline.host.pool).await?;
+    let doomed = choose(&inventory, &outline, args)?;
+    tell_of_the_rest(&inventory, &doomed, &outline, args, setting);
+    let prompt = Prompt::new(args.yes);
+    if !doomed.is_empty() && prompt.asks() {
+        ask(&prompt, &lines(&doomed), &format!("Remove this from {}?", host.uri()), setting)?;
+    }
+    let drain = if args.force { Drain::No } else { Drain::Within(args.drain_timeout.0) };
     setting.events.send(Event::RunStarted {
         command: "down".into(),
-        cluster: run.plan.cluster.name.clone(),
-        run_stages: if whole {
-            backward(run_stages(joins(&run)).iter().map(|stage| stage.name().to_owned()).collect())
-        } else {
-            Vec::new()
-        },
-        nodes: super::up::rows(&run.plan).into_iter().map(|row| NodeRow { name: row.name, stages: backward(row.stages) }).collect(),
+        cluster: terms.name.clone(),
+        run_stages: Vec::new(),
+        nodes: doomed.iter().map(|node| NodeRow { name: node.owner.node.clone(), stages: node.removal(drain).words() }).collect(),
     });
-    let walks = run.plan.nodes.iter().map(|node| remove(Arc::clone(&run), node.clone(), setting));
+    let remover = Remover { host: Some(&host), cluster: cluster.as_ref(), events: setting.events.clone(), stop: setting.stop.clone() };
+    let walks = doomed.iter().map(|node| remove(node, drain, &remover, setting));
     let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(args.parallel)).collect().await;
-    let mut failed = results.iter().filter(|result| **result == NodeResult::Failed).count();
-    // The binding serves every node of the cluster: it goes with the last of them.
-    if whole && failed == 0 && !others_remain(&run).await? {
-        let journal = Journal::default();
-        let stages = run_stages(joins(&run));
-        let walk = Walk {
-            stages: &stages,
-            on: run.as_ref(),
-            subject: None,
-            events: setting.events.clone(),
-            stop: setting.stop.clone(),
-            journal: &journal,
-        };
-        failed += walk.backward(|_| true).await.len();
+    let count = |wanted| results.iter().filter(|result| **result == wanted).count();
+    let mut failed = count(NodeResult::Failed);
+    // The binding serves every node of the cluster, on whatever host: it goes with the last of them.
+    let last = results.len() == inventory.nodes.len() && count(NodeResult::Done) == results.len();
+    if last && let Some(cluster) = &cluster {
+        failed += release(cluster, &terms.name, setting).await;
     }
+    if args.without_cluster && terms.source.is_some() {
+        tell_of_the_cluster(&doomed, &terms, setting);
+    }
+    let again = failed + count(NodeResult::Interrupted) > 0;
     setting.events.send(Event::RunFinished {
         command: "down".into(),
-        done: results.iter().filter(|result| **result == NodeResult::Done).count(),
-        unchanged: results.iter().filter(|result| **result == NodeResult::Unchanged).count(),
+        done: count(NodeResult::Done),
+        unchanged: 0,
+        differing: 0,
         failed,
-        stopped: 0,
+        stopped: count(NodeResult::Interrupted),
         seconds: begun.elapsed().as_secs_f64(),
-        next: if failed > 0 { vec![format!("nodegraft down -f {}    tries the rest again", args.spec.file.display())] } else { Vec::new() },
+        next: if again { vec![format!("nodegraft down -f {}    tries the rest again", args.spec.file.display())] } else { Vec::new() },
     });
-    Ok(if failed > 0 { Exit::Leftover } else { Exit::Done })
+    Ok(if setting.stop.is_cancelled() {
+        Exit::Interrupted
+    } else if failed > 0 {
+        Exit::Leftover
+    } else {
+        Exit::Done
+    })
 }
 
-async fn remove(run: Arc<Run>, node: Node, setting: &Setting) -> NodeResult {
-    let begun = Instant::now();
-    let name = node.name.clone();
-    let node_run = NodeRun::new(run, node);
-    let existed = node_run.exists().await;
-    let journal = Journal::default();
-    let stages = node_stages(&node_run.node, joins(&node_run.run));
-    let walk = Walk {
-        stages: &stages,
-        on: &node_run,
-        subject: Some(name.clone()),
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal: &journal,
+async fn cluster(terms: &plan::Cluster) -> Result<Option<Cluster>> {
+    cluster_if_any(terms).await.map_err(|error| {
+        let help = error.help().unwrap_or("the cluster cannot be asked").to_owned();
+        Error::new("nothing was removed, since the cluster does not answer")
+            .because(error)
+            .with_help(format!("{help}; if the cluster is dead: nodegraft down --without-cluster"))
+            .with_exit(Exit::Unfit)
+    })
+}
+
+/// The nodes that are to go: those named, all there are, or those that the spec names.
+fn choose<'a>(inventory: &'a Inventory, outline: &Outline, args: &cli::Down) -> Result<Vec<&'a Existing>> {
+    let specified = |name: &str| outline.nodes.iter().any(|node| node.name == name);
+    if let Some(unknown) = args.spec.nodes.iter().find(|name| inventory.node(name).is_none() && !specified(name)) {
+        let mut known: Vec<&str> = inventory.nodes.iter().map(|node| node.owner.node.as_str()).collect();
+        known.extend(outline.nodes.iter().map(|node| node.name.as_str()));
+        known.sort_unstable();
+        known.dedup();
+        return Err(Error::new(format!("neither the spec nor the host knows a node `{unknown}` of this cluster"))
+            .with_help(format!("its nodes are: {}", known.join(", ")))
+            .with_exit(Exit::Refused));
+    }
+    let wanted = |node: &&Existing| {
+        let name = &node.owner.node;
+        if args.spec.nodes.is_empty() { args.all || specified(name) } else { args.spec.nodes.contains(name) }
     };
-    let errors = walk.backward(|_| true).await;
-    let (result, detail) = match (errors.as_slice(), existed) {
-        ([], false) => (NodeResult::Unchanged, "there was nothing of it".to_owned()),
-        ([], true) => (NodeResult::Done, "gone".to_owned()),
-        (errors, _) => (NodeResult::Failed, errors.iter().map(one_line).collect::<Vec<_>>().join("; ")),
+    Ok(inventory.nodes.iter().filter(wanted).collect())
+}
+
+/// What stays, and how it would go.
+fn tell_of_the_rest(inventory: &Inventory, doomed: &[&Existing], outline: &Outline, args: &cli::Down, setting: &Setting) {
+    let warn = |message: String, help: String| setting.events.send(Event::Warning { node: None, message, help: Some(help) });
+    if args.spec.nodes.is_empty() {
+        for stray in inventory.nodes.iter().filter(|node| doomed.iter().all(|gone| gone.owner != node.owner)) {
+            let name = &stray.owner.node;
+            warn(
+                format!("{name} is a node of this cluster that the spec no longer names, and stays"),
+                format!("to remove it: nodegraft down -f {} {name}, or --all", args.spec.file.display()),
+            );
+        }
+        for volume in &inventory.unclaimed {
+            warn(
+                format!(
+                    "the volume {} of the pool {} has this cluster's prefix, but no domain claims it: it stays",
+                    volume.name, volume.pool
+                ),
+                format!("if nobody needs it: virsh -c '{}' vol-delete --pool {} {}", outline.host.uri, volume.pool, volume.name),
+            );
+        }
+    }
+    let asked = |name: &String| {
+        if args.spec.nodes.is_empty() { outline.nodes.iter().any(|node| node.name == *name) } else { args.spec.nodes.contains(name) }
+    };
+    for name in inventory.foreign_nodes().filter(|name| asked(name)) {
+        warn(
+            format!("the cluster's Node {name} belongs to a machine that is not on {}, and stays", outline.host.uri),
+            format!("run down on the host that has it; if that machine is gone: kubectl delete node {name}"),
+        );
+    }
+}
+
+/// What will go, a line for each node.
+pub(super) fn lines(doomed: &[&Existing]) -> String {
+    doomed.iter().map(|node| format!("  {}\n", node.describe())).collect()
+}
+
+/// Asks, after the events so far were shown.
+pub(super) fn ask(prompt: &Prompt, what: &str, question: &str, setting: &Setting) -> Result<()> {
+    prompt.say(what.trim_end());
+    if prompt.confirm(question, false)? && !setting.stop.is_cancelled() {
+        return Ok(());
+    }
+    if setting.stop.is_cancelled() {
+        return Err(Error::interrupted());
+    }
+    Err(Error::new("nothing was removed").with_exit(Exit::Refused))
+}
+
+async fn remove(node: &Existing, drain: Drain, remover: &Remover<'_>, setting: &Setting) -> NodeResult {
+    let begun = Instant::now();
+    let name = node.owner.node.clone();
+    let (result, detail) = match node.refusal() {
+        Some(refusal) => (NodeResult::Failed, format!("{}; {}", one_line(&refusal), refusal.help().unwrap_or_default())),
+        None => {
+            let removed = remover.remove(&node.removal(drain)).await;
+            match (removed.left.as_slice(), removed.stopped) {
+                ([], false) => (NodeResult::Done, "gone".to_owned()),
+                ([], true) => (NodeResult::Interrupted, "stopped at your request; what had not begun stays".to_owned()),
+                (left, _) => (NodeResult::Failed, left.iter().map(one_line).collect::<Vec<_>>().join("; ")),
+            }
+        }
     };
     setting.events.send(Event::NodeFinished { node: name, result, detail, seconds: begun.elapsed().as_secs_f64() });
     result
 }
 
-/// Domains of this cluster that another spec, or an earlier version of this one, made.
-async fn others_remain(run: &Run) -> Result<bool> {
-    let marked = run.host.marked_domains().await?;
-    Ok(marked.iter().any(|domain| domain.mark.as_ref().is_some_and(|mark| mark.cluster == run.plan.cluster.name)))
+/// How many things it left.
+async fn release(cluster: &Cluster, name: &str, setting: &Setting) -> usize {
+    let warn = |message: String, help: Option<String>| setting.events.send(Event::Warning { node: None, message, help });
+    match cluster.release_binding(name).await {
+        Ok(Released::Removed(_) | Released::Absent) => 0,
+        Ok(Released::Kept(why) | Released::Foreign(why)) => {
+            warn(why, None);
+            0
+        }
+        Err(error) => {
+            warn(one_line(&error), error.help().map(str::to_owned));
+            1
+        }
+    }
+}
+
+fn tell_of_the_cluster(doomed: &[&Existing], terms: &plan::Cluster, setting: &Setting) {
+    let names: Vec<&str> = doomed.iter().map(|node| node.owner.node.as_str()).collect();
+    if names.is_empty() {
+        return;
+    }
+    setting.events.send(Event::Warning {
+        node: None,
+        message: format!(
+            "the cluster was not asked: the Nodes {} may still be there, with their leases and the cluster's binding",
+            names.join(", ")
+        ),
+        help: Some(format!(
+            "if it comes back: kubectl delete node {}; kubectl delete clusterrolebinding {}",
+            names.join(" "),
+            crate::cluster::access::binding_name(&terms.name)
+        )),
+    });
 }

@@ -10,6 +10,9 @@ use crate::first_boot;
 use crate::guestfs;
 use crate::libvirt::Host;
 use crate::libvirt::storage::{Pool, Volume};
+use crate::mark::{Claimed, Mark, escape};
+use crate::ownership::Owner;
+use crate::process;
 use crate::spec::VirtType;
 use crate::stages::preflight::{State, injection, virt_type};
 use crate::ui;
@@ -19,9 +22,9 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
     let (pool, source) = (&args.host.pool, &args.volume);
     let target = args.target.clone().unwrap_or_else(|| prepared_name(source));
     let unfit = |what: String| Error::new(what).with_exit(Exit::Unfit);
-    active_pool(&host, pool).await?;
+    let found = active_pool(&host, pool).await?;
     let Some(template) = host.volume(pool, source).await? else {
-        let templates = template_names(&host, pool).await?;
+        let templates = template_names(&found);
         let has = if templates.is_empty() { "no qcow2 volume".to_owned() } else { templates.join(", ") };
         return Err(unfit(format!("the pool {pool} has no volume {source}")).with_help(format!("it has: {has}")));
     };
@@ -33,15 +36,56 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
     if finding.state == State::Bad {
         return Err(unfit(finding.what).with_help(finding.help.unwrap_or_default()));
     }
-    // Only an earlier run that was killed leaves it.
-    let work = format!("nodegraft.image.{target}");
-    host.delete_volume(pool, &work).await?;
-    let made = make(&host, args, setting, &template, &work, &target).await;
-    let removed = host.delete_volume(pool, &work).await;
+    let owner = Owner::new(PREPARE, &target)?;
+    claim(&host, &found, &owner).await?;
+    let made = make(&host, args, setting, &template, &owner.disk(), &target).await;
+    let removed = release(&host, &owner, pool).await;
     made?;
     removed?;
     ui::print(&format!("{target}\n"))?;
     Ok(Exit::Done)
+}
+
+/// Owns the working volumes. No cluster can have a dot in its name.
+const PREPARE: &str = "image.prepare";
+
+/// The claim on a working volume is a domain, as for nodes: it is never started. One that a run left which was killed is
+/// taken over with what it lists.
+async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
+    let name = format!("nodegraft-prepare-{}", owner.node);
+    if let Some(uuid) = host.uuid_of(&name).await?
+        && let Some(earlier) = host.domain(&uuid).await?
+    {
+        let theirs = earlier.owner().filter(|theirs| theirs.cluster == PREPARE && theirs.node == owner.node);
+        let Some(theirs) = theirs else {
+            return Err(Error::new(format!("the name {name} is taken by a domain that is not ours"))
+                .with_help("name another volume with --as")
+                .with_exit(Exit::Unfit));
+        };
+        let by = earlier.mark.as_ref().and_then(|mark| mark.made_with.get("by")).map(String::as_str).unwrap_or_default();
+        if process::may_live(by) {
+            return Err(Error::new(format!("another `image prepare` is making {} (host, process and start: {by})", owner.node))
+                .with_help(format!("wait for it; if it is dead: virsh -c '{}' undefine {name}", host.uri()))
+                .with_exit(Exit::Unfit));
+        }
+        release(host, theirs, &pool.name).await?;
+    }
+    let volumes = vec![Claimed { pool: pool.name.clone(), name: owner.disk() }];
+    let mark = Mark { made_with: [("by".to_owned(), process::this())].into(), ..Mark::new(owner.clone(), "", volumes) };
+    let xml = format!(
+        "<domain type='qemu'><name>{}</name><uuid>{}</uuid><metadata>{}</metadata><memory unit='MiB'>64</memory>\
+         <os><type arch='x86_64'>hvm</type></os></domain>",
+        escape(&name),
+        owner.uuid(),
+        mark.element()
+    );
+    host.define_domain(&name, xml).await
+}
+
+/// The working volume first: the claim tells of it as long as it may be there.
+async fn release(host: &Host, owner: &Owner, pool: &str) -> Result<()> {
+    host.delete_volume(pool, &owner.disk()).await?;
+    host.undefine(&owner.uuid()).await.map(drop)
 }
 
 async fn make(host: &Host, args: &cli::Prepare, setting: &Setting, template: &Volume, work: &str, target: &str) -> Result<()> {
@@ -61,7 +105,7 @@ async fn make(host: &Host, args: &cli::Prepare, setting: &Setting, template: &Vo
 }
 
 pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
-    host.pool(name).await?.filter(|pool| pool.active).ok_or_else(|| {
+    host.pool(name, |_| false).await?.filter(|pool| pool.active).ok_or_else(|| {
         Error::new(format!("the pool {name} is not there, or not active"))
             .with_help("see: virsh pool-list --all; name one with --pool")
             .with_exit(Exit::Unfit)
@@ -69,11 +113,11 @@ pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
 }
 
 /// The volumes that VMs can be cloned from: qcow2, and not ours.
-pub async fn template_names(host: &Host, pool: &str) -> Result<Vec<String>> {
-    let mut names = host.volume_names(pool).await?;
+pub fn template_names(pool: &Pool) -> Vec<String> {
+    let mut names = pool.names.clone();
     names.retain(|name| name.ends_with(".qcow2") && !name.starts_with("nodegraft."));
     names.sort();
-    Ok(names)
+    names
 }
 
 /// In the names of templates that have the unit.

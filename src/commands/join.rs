@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use super::{Setting, joined_cluster, own_login};
 use crate::cli;
 use crate::cluster::Cluster;
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
-use crate::journal::Journal;
+use crate::journal::{Journal, Thing};
+use crate::label;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
 use crate::spec::is_node_name;
 use crate::ssh::Session;
-use crate::stages::candidate::Machine;
+use crate::stages::candidate::{Candidate, Machine};
+use crate::stages::removal::{Removal, Remover};
 use crate::stages::{access_stages, join_stages};
 use crate::state::StateDir;
 
@@ -55,30 +57,40 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         stop: setting.stop.clone(),
         journal: &journal,
     };
-    let access = walk(&once, None);
-    let mut bound = Vec::new();
     if needed {
-        let Walked { applied, result } = access.forward().await;
+        let Walked { result, .. } = walk(&once, None).forward().await;
         result.map_err(|error| if error.is_interruption() { error } else { error.with_exit(Exit::Unfit).shown() })?;
-        bound = applied;
     }
     let walked = walk(&each, Some(name)).forward().await;
-    let mut left = false;
-    if walked.result.is_err() {
-        // A join that was stopped half-way leaves its token.
-        left |= machine.cluster.delete_tokens_of(&machine.terms.name, &machine.member.name).await.is_err();
-    }
-    // What was bound for this join alone goes with it.
-    if !bound.is_empty() {
-        left |= !access.backward(|_| true).await.is_empty();
-    }
+    let left = clean_up(&machine, &journal, walked.result.is_err(), setting).await;
     let result = tell(setting, &machine, walked, begun.elapsed().as_secs_f64());
     Ok(match result {
         _ if left => Exit::Leftover,
-        NodeResult::Done | NodeResult::Unchanged => Exit::Done,
+        NodeResult::Done | NodeResult::Unchanged | NodeResult::Differs => Exit::Done,
         NodeResult::Interrupted => Exit::Interrupted,
         NodeResult::Failed => Exit::NodesFailed,
     })
+}
+
+/// What was bound for this join alone goes with it; and where it failed, all that it made. True if something is left.
+async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &Setting) -> bool {
+    let mut left = Vec::new();
+    let things = journal.backward();
+    let bound = things.iter().any(|thing| matches!(thing, Thing::Binding { .. }));
+    if failed && let Ok(owner) = machine.membership() {
+        let removal = Removal { owner, uuid: None, things, drain: None };
+        // A stop that ended the join does not end its undoing.
+        let stop = tokio_util::sync::CancellationToken::new();
+        let remover = Remover { host: None, cluster: Some(&machine.cluster), events: setting.events.clone(), stop };
+        left = remover.undo_all(&removal, machine).await.left;
+    }
+    if bound {
+        left.extend(machine.cluster.release_binding(&machine.terms.name).await.err());
+    }
+    for error in &left {
+        setting.events.send(Event::Warning { node: None, message: one_line(error), help: error.help().map(str::to_owned) });
+    }
+    !left.is_empty()
 }
 
 fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> NodeResult {
@@ -94,6 +106,7 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
         command: "join".into(),
         done: count(NodeResult::Done),
         unchanged: count(NodeResult::Unchanged),
+        differing: 0,
         failed: count(NodeResult::Failed),
         stopped: count(NodeResult::Interrupted),
         seconds,
@@ -131,13 +144,14 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         name,
         hostname: facts.hostname,
         ip,
-        machine_id: facts.machine_id,
         labels,
+        taints: Vec::new(),
+        kubelet: None,
         serving,
         shell,
         deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
     };
-    Ok(Machine::new(member, (target, session), cluster, terms, setting.templates()?, args.reset))
+    Ok(Machine::new(member, facts.machine_id, (target, session), cluster, terms, setting.templates()?, args.reset))
 }
 
 /// Four lines, then the kubelet's unit with its drop-ins. The fourth is the CA of a machine that holds the CA's key.
@@ -180,10 +194,12 @@ fn address_of(host: &str) -> Result<IpAddr> {
 }
 
 fn parse_label(label: &str) -> Result<(String, String)> {
-    match label.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::new(format!("`{label}` is not a label")).with_help("write it as key=value").with_exit(Exit::Usage)),
-    }
+    let refused = |why: String| {
+        Error::new(format!("`{label}` is not a label")).because(Error::new(why)).with_help("write it as key=value").with_exit(Exit::Usage)
+    };
+    let (key, value) = label.split_once('=').ok_or_else(|| refused("it has no `=`".to_owned()))?;
+    label::check_key(key).and_then(|()| label::check_value(value)).map_err(refused)?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -203,6 +219,8 @@ mod tests {
     #[test]
     fn labels_are_pairs() {
         assert_eq!(parse_label("disk=ssd").unwrap(), ("disk".into(), "ssd".into()));
-        assert!(parse_label("disk").is_err() && parse_label("=x").is_err());
+        for bad in ["disk", "=x", "disk=a b", "-disk=ssd"] {
+            assert!(parse_label(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -24,9 +24,9 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::libvirt::Host;
 use crate::pipeline::stage::Events;
 use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
-use crate::spec::Spec;
+use crate::spec::{Outline, Spec};
 use crate::ssh::{Identity, Session, Target, Trust};
-use crate::stages::{Drain, Run};
+use crate::stages::Run;
 use crate::state::{StateDir, expand_home, own_public_keys};
 use crate::template::{self, Templates};
 
@@ -53,15 +53,22 @@ impl Setting {
 }
 
 pub fn load_spec(file: &std::path::Path) -> Result<Spec> {
-    let name = file.display().to_string();
-    let text = std::fs::read_to_string(file)
-        .doing(format!("reading the spec {name}"))
-        .map_err(|error| error.with_help("write one as the README shows, or name it with -f FILE").with_exit(Exit::Refused))?;
-    Spec::parse(&text, &name)
+    Spec::parse(&read_spec(file)?, &file.display().to_string())
+}
+
+/// Of a spec, what a removal needs.
+pub fn load_outline(file: &std::path::Path) -> Result<Outline> {
+    Outline::parse(&read_spec(file)?, &file.display().to_string())
+}
+
+fn read_spec(file: &std::path::Path) -> Result<String> {
+    std::fs::read_to_string(file)
+        .doing(format!("reading the spec {}", file.display()))
+        .map_err(|error| error.with_help("write one as the README shows, or name it with -f FILE").with_exit(Exit::Refused))
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
-pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
+pub async fn open(plan: Plan) -> Result<Arc<Run>> {
     let state = StateDir::open(&plan.cluster.name)?;
     let key = state
         .login_key(plan.ssh_key.as_deref())
@@ -72,7 +79,7 @@ pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), drain }))
+    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), sight: OnceLock::new() }))
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.

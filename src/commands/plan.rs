@@ -5,7 +5,9 @@ use serde::Serialize;
 use super::Setting;
 use crate::cli::{self, Output};
 use crate::error::{Exit, Result};
-use crate::plan::{HostFacts, HostKey, Node, Plan, SeedState};
+use crate::mark::Mark;
+use crate::ownership::Owner;
+use crate::plan::{HostFacts, HostKey, Node, Plan};
 use crate::spec::{Clone as CloneMode, Size};
 use crate::stages::node_stages;
 use crate::ui;
@@ -55,13 +57,13 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
     let walked = node_stages(node, plan.cluster.source.is_some());
     let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
     [
-        ("Volume", format!("{} in {}: {how} {}, {}", node.volume, plan.host.pool, node.template, Size(node.disk))),
+        ("Claim", format!("{}: {} cpus, {}, {}", node.name, node.cpus, Size(node.memory), node.network)),
+        ("Volume", format!("in {}: {how} {}, {}", plan.host.pool, node.template, Size(node.disk))),
         ("Inject", "the first-boot unit, offline, by virt-customize".into()),
         (
             "Seed",
             format!(
-                "{}: {} via {}, DNS {}, MAC {}, host name {}",
-                node.seed,
+                "{} via {}, DNS {}, MAC {}, host name {}",
                 node.address,
                 node.gateway,
                 if dns.is_empty() { "none".into() } else { dns.join(" ") },
@@ -69,7 +71,6 @@ fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
                 node.hostname
             ),
         ),
-        ("Domain", format!("{}: {} cpus, {}, {}", node.name, node.cpus, Size(node.memory), node.network)),
         ("Boot", format!("start it, SSH answers at {} within {} s", node.ip, node.deadlines.boot.as_secs())),
         ("Login", format!("as {}, host key pinned, first boot over; then the key is blanked in the seed", node.user)),
         ("Steps", format!("{} of the profile {}", steps.join(", "), node.profile)),
@@ -89,14 +90,19 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
             crate::spec::VirtType::Kvm => "kvm".into(),
             _ => "qemu".into(),
         },
-        disk_path: format!("<path of {}>", node.volume),
-        seed_path: format!("<path of {}>", node.seed),
+        disk_path: "<path of the disk>".into(),
+        seed_path: "<path of the seed volume>".into(),
     };
+    let owner = Owner { cluster: plan.cluster.name.clone(), node: node.name.clone(), instance: "<instance, made by up>".into() };
     let key = HostKey { public: "<public host key>".into(), private: Some("<private host key, made by up>".into()) };
-    let mark = plan.mark(node, &key.public, SeedState::Full);
+    let mark = Mark { host_key: key.public.clone(), made_with: node.made_with(), ..Mark::new(owner, &node.address, Vec::new()) };
     let mut files = vec![("domain.xml".to_owned(), plan.domain_xml(node, &host, &mark)?)];
     let authorized: Vec<String> = std::iter::once("<the login key>".to_owned()).chain(plan.authorized_keys.iter().cloned()).collect();
-    files.extend(plan.seed_files(node, &key, &authorized)?.into_iter().map(|(name, text)| (format!("seed/{name}"), text)));
+    files.extend(
+        plan.seed_files(node, "<machine-id, made by up>", &key, &authorized)?
+            .into_iter()
+            .map(|(name, text)| (format!("seed/{name}"), text)),
+    );
     files.extend(node.steps.iter().map(|step| (format!("steps/{}-{}.sh", step.number, step.name), step.script.clone())));
     let server = plan.cluster.server.as_deref().unwrap_or("<server of the kubeconfig>");
     files.push(("join/bootstrap-kubelet.conf".into(), plan.bootstrap_kubeconfig(server, "<CA of the kubeconfig>", "<token, made by up>")?));

@@ -7,6 +7,7 @@ use super::{Setting, load_spec};
 use crate::error::{Context, Error, Exit, Result};
 use crate::libvirt::Host;
 use crate::plan::Plan;
+use crate::stages::is_claim;
 use crate::state::StateDir;
 
 /// Replaces this process with `ssh`; returns only if that fails.
@@ -14,7 +15,8 @@ pub async fn run(file: &std::path::Path, node: &str, command: &[String], setting
     let plan = Plan::new(&load_spec(file)?, setting.templates()?, &[node.to_owned()])?;
     let node = &plan.nodes[0];
     let host = Host::open(&plan.host.uri).await?;
-    let mark = host.domain(&node.name).await?.and_then(|domain| domain.mark).filter(|mark| mark.cluster == plan.cluster.name);
+    let domains = host.domains().await?;
+    let mark = domains.into_iter().find(|domain| is_claim(domain, &plan.cluster.name, &node.name)).and_then(|domain| domain.mark);
     let mark = mark.ok_or_else(|| {
         Error::new(format!("there is no VM {} of the cluster {}", node.name, plan.cluster.name))
             .with_help("run `nodegraft up` first")

@@ -1,109 +1,114 @@
-//! `status`: what the spec says, what libvirt has, and what the API server tells, side by side.
+//! `status`: what the spec says, what libvirt has, and what the API server tells, side by side, each difference by its key.
 
 use serde::Serialize;
 
 use super::{Setting, cluster_if_any};
-use crate::cli::{Output, SpecArgs};
+use crate::cli::{self, Output};
+use crate::difference::{self, Difference};
 use crate::error::{Exit, Result};
 use crate::libvirt::Host;
 use crate::plan::{Node, Plan};
-use crate::spec::Size;
+use crate::stages::inventory::{Existing, Inventory};
 use crate::ui;
 
 #[derive(Serialize)]
 struct Row {
     node: String,
     address: String,
-    /// `running`, `off`, `absent` or `not ours`.
+    /// `running`, `paused`, `off`, `absent` or `not ours`.
     domain: String,
     /// `Ready`, `NotReady` or `absent`.
     kubernetes: String,
-    /// In what the three differ.
+    /// In what it is not as the spec says.
+    differences: Vec<Difference>,
     notes: Vec<String>,
 }
 
-pub async fn run(args: &SpecArgs, setting: &Setting) -> Result<Exit> {
-    let plan = setting.plan(args)?;
+impl Row {
+    /// Whether `up` would find nothing to do.
+    fn is_as_specified(&self) -> bool {
+        self.differences.is_empty() && self.domain == "running" && ["Ready", "-"].contains(&self.kubernetes.as_str())
+    }
+}
+
+pub async fn run(args: &cli::Status, setting: &Setting) -> Result<Exit> {
+    let plan = setting.plan(&args.spec)?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = cluster_if_any(&plan.cluster).await?;
-    let mut rows = Vec::new();
-    for node in &plan.nodes {
-        rows.push(row(&plan, node, &host, cluster.as_ref()).await?);
-    }
-    if args.nodes.is_empty() {
-        rows.extend(strays(&plan, &host).await?);
+    let inventory = Inventory::take(&host, cluster.as_ref(), &plan.cluster.name, &plan.host.pool).await?;
+    let mut rows: Vec<Row> = plan.nodes.iter().map(|node| row(&plan, node, &inventory)).collect();
+    if args.spec.nodes.is_empty() {
+        rows.extend(inventory.nodes.iter().filter(|node| !plan.names.contains(&node.owner.node)).map(stray));
     }
     match setting.output {
         Output::Json | Output::Yaml => ui::print_data(&rows, setting.output)?,
         Output::Text => {
             let mut table = vec![["NODE", "ADDRESS", "DOMAIN", "KUBERNETES", "NOTES"].map(str::to_owned)];
-            table.extend(
-                rows.iter()
-                    .map(|row| [row.node.clone(), row.address.clone(), row.domain.clone(), row.kubernetes.clone(), row.notes.join("; ")]),
-            );
+            table.extend(rows.iter().map(|row| {
+                let said = row.differences.iter().map(ToString::to_string).chain(row.notes.iter().cloned());
+                [row.node.clone(), row.address.clone(), row.domain.clone(), row.kubernetes.clone(), said.collect::<Vec<_>>().join("; ")]
+            }));
             ui::print(&ui::table(&table))?;
         }
     }
-    Ok(Exit::Done)
+    let differs = rows.iter().any(|row| !row.is_as_specified());
+    Ok(if args.exit_code && differs { Exit::NodesFailed } else { Exit::Done })
 }
 
-async fn row(plan: &Plan, node: &Node, host: &Host, cluster: Option<&crate::cluster::Cluster>) -> Result<Row> {
+fn row(plan: &Plan, node: &Node, inventory: &Inventory) -> Row {
     let mut notes = Vec::new();
-    let domain = match host.domain(&node.name).await? {
+    let mut differences = Vec::new();
+    let existing = inventory.node(&node.name);
+    let domain = match existing {
+        Some(existing) => {
+            differences.extend(difference::of_machine(node, &existing.machine()));
+            if existing.domain.name != node.name {
+                notes.push(format!("its domain is called {}", existing.domain.name));
+            }
+            state(existing)
+        }
+        None if inventory.names.contains(&node.name) => "not ours",
         None => "absent",
-        Some(domain) => match domain.mark {
-            Some(mark) if mark.cluster == plan.cluster.name && mark.node == node.name => {
-                if domain.memory != node.memory {
-                    notes.push(format!("memory is {}, the spec says {}", Size(domain.memory), Size(node.memory)));
-                }
-                if domain.cpus != node.cpus {
-                    notes.push(format!("cpus are {}, the spec says {}", domain.cpus, node.cpus));
-                }
-                if mark.address != node.address {
-                    notes.push(format!("address is {}, the spec says {}", mark.address, node.address));
-                }
-                if mark.plan != node.digest && notes.is_empty() {
-                    notes.push("made from an earlier version of the spec".into());
-                }
-                if domain.running { "running" } else { "off" }
-            }
-            _ => "not ours",
-        },
     };
-    let found = match cluster {
-        Some(cluster) => cluster.node(&node.name).await?,
-        None => None,
-    };
-    let kubernetes = match found {
-        None if cluster.is_none() => "-".to_owned(),
-        None => "absent".to_owned(),
-        Some(found) => {
-            if !found.belongs_to(&plan.cluster.name, &node.name, &node.machine_id) {
-                notes.push("the Node is another machine's".into());
-            } else if found.ready {
-                notes.push(format!("{}, {}", found.kubelet, found.runtime));
-            } else {
-                notes.push(found.message.clone());
+    let member = existing.and_then(|existing| existing.member.as_ref()).and_then(|member| member.node.as_ref());
+    let kubernetes = match member {
+        Some(member) => {
+            differences.extend(member.differences(&node.labels, &node.taints));
+            let version = node.kubelet.as_ref().map(|version| format!("v{version}"));
+            if let Some(version) = version.filter(|version| *version != member.kubelet) {
+                differences.push(Difference { key: "kubelet.version".into(), is: Some(member.kubelet.clone()), wanted: Some(version) });
             }
-            if found.ready { "Ready".into() } else { "NotReady".into() }
+            notes.push(if member.ready { format!("{}, {}", member.kubelet, member.runtime) } else { member.message.clone() });
+            if member.ready { "Ready" } else { "NotReady" }
+        }
+        None if plan.cluster.source.is_none() => "-",
+        None => {
+            if inventory.member(&node.name).is_some() {
+                notes.push("the cluster's Node of this name is another machine's".into());
+            }
+            "absent"
         }
     };
-    Ok(Row { node: node.name.clone(), address: node.address.clone(), domain: domain.into(), kubernetes, notes })
+    Row { node: node.name.clone(), address: node.address.clone(), domain: domain.into(), kubernetes: kubernetes.into(), differences, notes }
 }
 
-/// Domains of this cluster that the spec no longer names.
-async fn strays(plan: &Plan, host: &Host) -> Result<Vec<Row>> {
-    let marked = host.marked_domains().await?;
-    Ok(marked
-        .into_iter()
-        .filter_map(|domain| domain.mark.clone().map(|mark| (domain, mark)))
-        .filter(|(_, mark)| mark.cluster == plan.cluster.name && plan.nodes.iter().all(|node| node.name != mark.node))
-        .map(|(domain, mark)| Row {
-            node: domain.name,
-            address: mark.address,
-            domain: if domain.running { "running".into() } else { "off".into() },
-            kubernetes: "?".into(),
-            notes: vec!["not in the spec".into()],
-        })
-        .collect())
+fn state(existing: &Existing) -> &'static str {
+    match (existing.domain.running, existing.domain.paused) {
+        (true, false) => "running",
+        (true, true) => "paused",
+        (false, _) => "off",
+    }
+}
+
+/// A node of this cluster that the spec no longer names.
+fn stray(existing: &Existing) -> Row {
+    let member = existing.member.as_ref().and_then(|member| member.node.as_ref());
+    Row {
+        node: existing.owner.node.clone(),
+        address: existing.mark.address.clone(),
+        domain: state(existing).into(),
+        kubernetes: member.map_or("absent", |node| if node.ready { "Ready" } else { "NotReady" }).into(),
+        differences: vec![Difference { key: "node".into(), is: Some(existing.owner.node.clone()), wanted: None }],
+        notes: Vec::new(),
+    }
 }

@@ -6,20 +6,53 @@ use std::time::Instant;
 
 use futures_util::StreamExt;
 
+use super::down::{ask, lines};
 use super::{Setting, open};
 use crate::cli::{self, AccessMode, OnFailure};
-use crate::error::{Error, Exit, Result};
+use crate::difference::{self, Difference, sentence};
+use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
-use crate::journal::Journal;
+use crate::journal::{Journal, Thing};
 use crate::pipeline::runner::{Walk, Walked};
 use crate::plan::{Node, Plan};
 use crate::spec::Access;
-use crate::stages::{Drain, NodeRun, Run, node_stages, run_stages};
+use crate::stages::inventory::Inventory;
+use crate::stages::removal::{Drain, Removal, Remover};
+use crate::stages::{NodeRun, Run, node_stages, run_stages};
+use crate::ui::prompt::Prompt;
+
+/// How a plan is brought up.
+pub struct Manner<'a> {
+    pub parallel: u16,
+    pub on_failure: OnFailure,
+    /// Nodes to remove first, one at a time.
+    pub recreate: &'a [String],
+    pub drain: Drain,
+    pub yes: bool,
+}
+
+impl Manner<'_> {
+    pub fn one(on_failure: OnFailure) -> Self {
+        Self { parallel: 1, on_failure, recreate: &[], drain: Drain::No, yes: true }
+    }
+}
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     let mut plan = setting.plan(&args.spec)?;
     plan.cluster.access = args.access.map_or(plan.cluster.access, access);
-    run_plan(plan, args.parallel, args.on_failure, &args.spec.file, setting).await
+    if let Some(unknown) = args.recreate.iter().find(|name| plan.nodes.iter().all(|node| node.name != **name)) {
+        return Err(Error::new(format!("--recreate {unknown}: this run has no such node"))
+            .with_help(format!("its nodes are: {}", plan.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")))
+            .with_exit(Exit::Refused));
+    }
+    let manner = Manner {
+        parallel: args.parallel,
+        on_failure: args.on_failure,
+        recreate: &args.recreate,
+        drain: Drain::Within(args.drain_timeout.0),
+        yes: args.yes,
+    };
+    run_plan(plan, &manner, &args.spec.file, setting).await
 }
 
 pub(super) fn access(mode: AccessMode) -> Access {
@@ -31,24 +64,36 @@ pub(super) fn access(mode: AccessMode) -> Access {
 }
 
 /// Brings a plan's nodes up. `file` is where its spec is, for what to do next.
-pub async fn run_plan(plan: Plan, parallel: u16, on_failure: OnFailure, file: &Path, setting: &Setting) -> Result<Exit> {
+pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
-    let run = open(plan, Drain::No).await?;
+    let run = open(plan).await?;
+    agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {
         command: story(&run).into(),
         cluster: run.plan.cluster.name.clone(),
         run_stages: run_stages(joins(&run)).iter().map(|stage| stage.name().to_owned()).collect(),
         nodes: rows(&run.plan),
     });
-    prepare(&run, setting).await?;
-    let walks = run.plan.nodes.iter().map(|node| graft(Arc::clone(&run), node.clone(), on_failure, setting));
-    let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(parallel)).collect().await;
+    let journal = Journal::default();
+    prepare(&run, setting, &journal).await?;
+    tell_of_strays(&run, file, setting);
+    let mut results = Vec::new();
+    let (anew, rest): (Vec<&Node>, Vec<&Node>) = run.plan.nodes.iter().partition(|node| manner.recreate.contains(&node.name));
+    for node in anew {
+        results.push(recreate(&run, node, manner, setting).await);
+    }
+    let walks = rest.into_iter().map(|node| graft(NodeRun::new(Arc::clone(&run), node.clone()), manner.on_failure, setting));
+    results.extend(futures_util::stream::iter(walks).buffer_unordered(usize::from(manner.parallel)).collect::<Vec<NodeResult>>().await);
     let count = |wanted| results.iter().filter(|result| **result == wanted).count();
+    if manner.on_failure == OnFailure::Undo && count(NodeResult::Failed) + count(NodeResult::Interrupted) > 0 {
+        undo_access(&run, &journal, setting).await;
+    }
     setting.events.send(Event::RunFinished {
         command: story(&run).into(),
         done: count(NodeResult::Done),
         unchanged: count(NodeResult::Unchanged),
+        differing: count(NodeResult::Differs),
         failed: count(NodeResult::Failed),
         stopped: count(NodeResult::Interrupted),
         seconds: begun.elapsed().as_secs_f64(),
@@ -69,27 +114,34 @@ fn story(run: &Run) -> &'static str {
 }
 
 /// Whether these machines join a cluster.
-pub(super) fn joins(run: &Run) -> bool {
+fn joins(run: &Run) -> bool {
     run.cluster.is_some()
 }
 
-pub(super) fn rows(plan: &Plan) -> Vec<NodeRow> {
+fn rows(plan: &Plan) -> Vec<NodeRow> {
     let stages = |node| node_stages(node, plan.cluster.source.is_some()).iter().map(|stage| stage.name().to_owned()).collect();
     plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages(node) }).collect()
 }
 
+/// A terminal is asked before nodes are removed to be made anew.
+async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> {
+    let prompt = Prompt::new(manner.yes);
+    if manner.recreate.is_empty() || !prompt.asks() {
+        return Ok(());
+    }
+    let inventory = Inventory::take(&run.host, run.cluster.as_ref(), &run.plan.cluster.name, &run.plan.host.pool).await?;
+    let doomed: Vec<_> = inventory.nodes.iter().filter(|node| manner.recreate.contains(&node.owner.node)).collect();
+    if doomed.is_empty() {
+        return Ok(());
+    }
+    ask(&prompt, &lines(&doomed), "Remove this, and make it anew?", setting)
+}
+
 /// What is true for all nodes, before any of them is touched.
-async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
-    let journal = Journal::default();
+async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result<()> {
     let stages = run_stages(joins(run));
-    let walk = Walk {
-        stages: &stages,
-        on: run.as_ref(),
-        subject: None,
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal: &journal,
-    };
+    let walk =
+        Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone(), journal };
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
         let error = if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) };
@@ -97,40 +149,122 @@ async fn prepare(run: &Arc<Run>, setting: &Setting) -> Result<()> {
     })
 }
 
-async fn graft(run: Arc<Run>, node: Node, on_failure: OnFailure, setting: &Setting) -> NodeResult {
+/// Nodes of this cluster that the spec no longer names go on running until somebody says so.
+fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
+    let domains = run.sight.get().map(|sight| sight.domains.as_slice()).unwrap_or_default();
+    let owners = domains.iter().filter_map(|domain| domain.owner()).filter(|owner| owner.cluster == run.plan.cluster.name);
+    for stray in owners.filter(|owner| !run.plan.names.contains(&owner.node)) {
+        setting.events.send(Event::Warning {
+            node: None,
+            message: format!("{} is a node of this cluster that the spec no longer names", stray.node),
+            help: Some(format!("to remove it: nodegraft down -f {} {}", file.display(), stray.node)),
+        });
+    }
+}
+
+/// Removes a node as `down` does, and brings it up as a new one.
+async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, setting: &Setting) -> NodeResult {
     let begun = Instant::now();
-    let name = node.name.clone();
-    let node_run = NodeRun::new(run, node);
-    let journal = Journal::default();
-    let stages = node_stages(&node_run.node, joins(&node_run.run));
-    let walk = Walk {
-        stages: &stages,
-        on: &node_run,
-        subject: Some(name.clone()),
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal: &journal,
+    let failed = |result, detail: String| {
+        setting.events.send(Event::NodeFinished { node: node.name.clone(), result, detail, seconds: begun.elapsed().as_secs_f64() });
+        result
     };
+    let (cluster, pool) = (run.cluster.as_ref(), &run.plan.host.pool);
+    let inventory = match Inventory::take(&run.host, cluster, &run.plan.cluster.name, pool).await {
+        Ok(inventory) => inventory,
+        Err(error) => return failed(NodeResult::Failed, one_line(&error)),
+    };
+    if let Some(existing) = inventory.node(&node.name) {
+        if let Some(refusal) = existing.refusal() {
+            return failed(NodeResult::Failed, one_line(&refusal));
+        }
+        let remover = Remover { host: Some(&run.host), cluster, events: setting.events.clone(), stop: setting.stop.clone() };
+        let removed = remover.remove(&existing.removal(manner.drain)).await;
+        if removed.stopped {
+            return failed(NodeResult::Interrupted, "stopped at your request".into());
+        }
+        if let Some(error) = removed.left.first() {
+            return failed(NodeResult::Failed, one_line(error));
+        }
+    }
+    graft(NodeRun::anew(Arc::clone(run), node.clone()), manner.on_failure, setting).await
+}
+
+async fn graft(on: NodeRun, on_failure: OnFailure, setting: &Setting) -> NodeResult {
+    let begun = Instant::now();
+    let name = on.node.name.clone();
+    let journal = Journal::default();
+    let stages = node_stages(&on.node, joins(&on.run));
+    let (events, stop) = (setting.events.clone(), setting.stop.clone());
+    let walk = Walk { stages: &stages, on: &on, subject: Some(name.clone()), events, stop, journal: &journal };
     let Walked { applied, result } = walk.forward().await;
     let (result, detail) = match result {
-        Ok(()) if applied.is_empty() => (NodeResult::Unchanged, String::new()),
-        Ok(()) => (NodeResult::Done, format!("ssh -i {} {}@{}", node_run.run.key.path.display(), node_run.node.user, node_run.node.ip)),
+        Ok(()) => arrived(&on, &applied),
         Err(error) => {
             let kind = if error.is_interruption() { NodeResult::Interrupted } else { NodeResult::Failed };
-            let mut detail = error.to_string();
-            if on_failure == OnFailure::Undo && !applied.is_empty() {
-                let left = walk.backward(|index| applied.contains(&index)).await;
-                detail = if left.is_empty() {
-                    format!("{detail}; what this run made was removed")
-                } else {
-                    format!("{detail}; some of what this run made could not be removed")
-                };
-            }
-            (kind, detail)
+            let undone = if on_failure == OnFailure::Undo { undo(&on, &journal, setting).await } else { String::new() };
+            (kind, format!("{error}{undone}"))
         }
     };
     setting.events.send(Event::NodeFinished { node: name, result, detail, seconds: begun.elapsed().as_secs_f64() });
     result
+}
+
+/// The node is up: as the spec says, or with what only a new VM can change.
+fn arrived(on: &NodeRun, applied: &[usize]) -> (NodeResult, String) {
+    let differing = differences(on);
+    if !differing.is_empty() {
+        return (NodeResult::Differs, format!("{}; to make it anew: nodegraft up --recreate {}", sentence(&differing), on.node.name));
+    }
+    match applied {
+        [] => (NodeResult::Unchanged, String::new()),
+        _ => (NodeResult::Done, format!("ssh -i {} {}@{}", on.run.key.path.display(), on.node.user, on.node.ip)),
+    }
+}
+
+fn differences(on: &NodeRun) -> Vec<Difference> {
+    let Some(claim) = on.claim() else { return Vec::new() };
+    let Some(mark) = &claim.mark else { return Vec::new() };
+    let machine = difference::Machine { mark, cpus: claim.cpus, memory: claim.memory, disk: on.disk_capacity() };
+    difference::of_machine(&on.node, &machine)
+}
+
+/// Removes what this run made of the node, and nothing else: a node that was there before stays as it was.
+async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
+    let things = journal.backward();
+    if things.is_empty() {
+        return "; this run had made nothing of it".into();
+    }
+    let made = things.iter().find_map(|thing| match thing {
+        Thing::Domain { uuid, .. } => Some(uuid.clone()),
+        _ => None,
+    });
+    let claim = on.claim();
+    let (Some(uuid), Some(owner)) =
+        (made.or_else(|| claim.as_ref().map(|claim| claim.uuid.clone())), claim.as_ref().and_then(|c| c.owner()))
+    else {
+        return "; its claim is gone, and with it the proof of what this run made".into();
+    };
+    let removal = Removal { owner: owner.clone(), uuid: Some(uuid), things, drain: None };
+    // A stop that ended the run does not end its undoing.
+    let stop = tokio_util::sync::CancellationToken::new();
+    let remover = Remover { host: Some(&on.run.host), cluster: on.run.cluster.as_ref(), events: setting.events.clone(), stop };
+    let removed = remover.undo_all(&removal, on).await;
+    if removed.left.is_empty() {
+        "; what this run made was removed".into()
+    } else {
+        format!("; some of what this run made is left: {}", removed.left.iter().map(one_line).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// The binding that this run made, unless somebody needs it by now.
+async fn undo_access(run: &Run, journal: &Journal, setting: &Setting) {
+    let bound = journal.backward().iter().any(|thing| matches!(thing, Thing::Binding { .. }));
+    if let (true, Some(cluster)) = (bound, &run.cluster)
+        && let Err(error) = cluster.release_binding(&run.plan.cluster.name).await
+    {
+        setting.events.send(Event::Warning { node: None, message: one_line(&error), help: error.help().map(str::to_owned) });
+    }
 }
 
 fn next_steps(run: &Run, results: &[NodeResult], file: &Path) -> Vec<String> {

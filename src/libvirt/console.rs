@@ -23,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Console {
     lines: Arc<Mutex<VecDeque<String>>>,
     closed: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Host {
@@ -30,22 +31,24 @@ impl Host {
     ///
     /// It has a connection and a thread of its own: a reader that waits on a shared connection can keep libvirt before
     /// 9.1 from sending anybody else's calls.
-    pub async fn open_console(&self, name: &str, log: PathBuf) -> Result<Console> {
-        let (uri, name) = (self.uri().to_owned(), name.to_owned());
+    pub async fn open_console(&self, uuid: &str, log: PathBuf) -> Result<Console> {
+        let (uri, wanted) = (self.uri().to_owned(), uuid.to_owned());
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let closed = Arc::new(AtomicBool::new(false));
-        let (kept, stop) = (Arc::clone(&lines), Arc::clone(&closed));
-        let what = format!("opening the console of {name}");
+        let ended = Arc::new(AtomicBool::new(false));
+        let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
+        let what = "opening the console";
         tokio::task::spawn_blocking(move || {
             let file = File::options().create(true).append(true).open(&log).doing(format!("opening {}", log.display()))?;
             let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
             let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
-            let domain = conn.lookup_domain_by_name(&name).map_err(plain_error)?;
+            let domain = conn.lookup_domain_by_uuid_string(&wanted).map_err(plain_error)?;
             domain.open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE).map_err(plain_error)?;
             std::thread::Builder::new()
                 .name("console".into())
                 .spawn(move || {
                     follow(&domain, &stream, &stop, file, &kept);
+                    over.store(true, Ordering::Relaxed);
                     let _ = stream.abort();
                 })
                 .map(drop)
@@ -54,11 +57,16 @@ impl Host {
         .await
         .unwrap_or_else(|panic| Err(Error::new("the thread ended").because(panic)))
         .doing(what)?;
-        Ok(Console { lines, closed })
+        Ok(Console { lines, closed, ended })
     }
 }
 
 impl Console {
+    /// Nothing more comes: the VM stopped, most likely.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
     /// The last lines the guest printed, without terminal control codes.
     pub fn tail(&self, count: usize) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,10 +1,12 @@
-//! The libvirt room, the only user of `virt`. Every call runs on a blocking thread and says what it did.
-//! `storage.rs` has pools and volumes, `domain.rs` domains and our mark, `console.rs` the serial console.
+//! The libvirt room, the only user of `virt`. Every call runs on a blocking thread, has a deadline and says what it did;
+//! a connection that was lost is opened again. `storage.rs` has pools and volumes, `domain.rs` domains, `console.rs` the
+//! serial console.
 
 pub mod console;
 pub mod domain;
 pub mod storage;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use virt::connect::Connect;
@@ -13,11 +15,13 @@ use virt::error::ErrorNumber;
 use crate::error::{Error, Exit, Result};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
+/// Of a call that moves no data.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A connection to one libvirt host. Cheap to clone.
+/// A connection to one libvirt host. Cheap to clone; clones share it.
 #[derive(Clone)]
 pub struct Host {
-    conn: Connect,
+    conn: Arc<Mutex<Connect>>,
     uri: String,
 }
 
@@ -32,24 +36,13 @@ pub enum NetworkState {
 impl Host {
     /// Connects (virConnectOpen), within a deadline.
     pub async fn open(uri: &str) -> Result<Self> {
-        let unreachable = |error: Error| {
+        let conn = connect(uri).await.map_err(|error| {
             Error::new(format!("libvirt is not reachable at {uri}"))
                 .because(error)
                 .with_help(format!("is libvirtd running there, and may you use it? try: virsh -c '{uri}' version"))
                 .with_exit(Exit::Unfit)
-        };
-        let address = uri.to_owned();
-        let open = tokio::task::spawn_blocking(move || {
-            // libvirt would print every error to stderr, across the progress bars.
-            virt::error::clear_error_callback();
-            Connect::open(Some(&address))
-        });
-        match tokio::time::timeout(CONNECT_DEADLINE, open).await {
-            Ok(Ok(Ok(conn))) => Ok(Self { conn, uri: uri.to_owned() }),
-            Ok(Ok(Err(error))) => Err(unreachable(plain(error))),
-            Ok(Err(panic)) => Err(unreachable(Error::new(panic.to_string()))),
-            Err(_) => Err(unreachable(Error::new(format!("no answer within {} s", CONNECT_DEADLINE.as_secs())))),
-        }
+        })?;
+        Ok(Self { conn: Arc::new(Mutex::new(conn)), uri: uri.to_owned() })
     }
 
     pub fn uri(&self) -> &str {
@@ -67,16 +60,61 @@ impl Host {
     async fn call<T: Send + 'static>(
         &self,
         what: impl Into<String>,
-        work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+        work: impl Fn(&Connect) -> Result<T, virt::error::Error> + Send + Sync + 'static,
     ) -> Result<T> {
-        let conn = self.conn.clone();
+        self.call_within(CALL_DEADLINE, what, work).await
+    }
+
+    /// The same with a deadline of its own. Where the connection is lost on the way a new one is opened and the work done
+    /// once more: whatever is called here may be done twice.
+    async fn call_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        what: impl Into<String>,
+        work: impl Fn(&Connect) -> Result<T, virt::error::Error> + Send + Sync + 'static,
+    ) -> Result<T> {
         let what = what.into();
-        let joined = tokio::task::spawn_blocking(move || work(&conn)).await;
-        match joined {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::new(what).because(plain(error))),
-            Err(panic) => Err(Error::new(what).because(panic)),
+        let work = Arc::new(work);
+        let mut conn = self.current();
+        for again in [false, true] {
+            let (on, todo) = (conn.clone(), Arc::clone(&work));
+            let done = tokio::task::spawn_blocking(move || todo(&on).map_err(|error| (is_lost(&on), plain(error))));
+            let (lost, error) = match tokio::time::timeout(limit, done).await {
+                Ok(Ok(Ok(value))) => return Ok(value),
+                Ok(Ok(Err(failed))) => failed,
+                Ok(Err(panic)) => return Err(Error::new(what).because(panic)),
+                Err(_) => {
+                    // Whatever hangs there would hold up the next call, too.
+                    if let Ok(fresh) = connect(&self.uri).await {
+                        self.replace(fresh);
+                    }
+                    let silence = Error::new(format!("no answer from libvirt at {} within {} s", self.uri, limit.as_secs()));
+                    return Err(Error::new(what).because(silence).with_help("is libvirtd there well? run the same command again"));
+                }
+            };
+            if !lost || again {
+                return Err(Error::new(what).because(error));
+            }
+            match connect(&self.uri).await {
+                Ok(fresh) => {
+                    self.replace(fresh.clone());
+                    conn = fresh;
+                }
+                Err(reopening) => {
+                    let gone = Error::new(format!("the connection to libvirt at {} was lost", self.uri)).because(reopening);
+                    return Err(Error::new(what).because(gone).with_help("is libvirtd running there? run the same command again"));
+                }
+            }
         }
+        unreachable!("the second round returns")
+    }
+
+    fn current(&self) -> Connect {
+        self.conn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, fresh: Connect) {
+        *self.conn.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
 
     /// The hypervisor's and libvirt's versions, as `(libvirt, hypervisor)`.
@@ -114,6 +152,26 @@ impl Host {
 /// `/dev/kvm` may exist, answer, and still hang every guest: believe it only where the processor shows vmx or svm.
 pub fn kvm_works_here(cpuinfo: &str) -> bool {
     cpuinfo.lines().filter(|line| line.starts_with("flags")).any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
+/// A connection that nobody else shares, within a deadline.
+async fn connect(uri: &str) -> Result<Connect> {
+    let address = uri.to_owned();
+    let open = tokio::task::spawn_blocking(move || {
+        // libvirt would print every error to stderr, across the progress bars.
+        virt::error::clear_error_callback();
+        Connect::open(Some(&address)).map_err(plain)
+    });
+    match tokio::time::timeout(CONNECT_DEADLINE, open).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(panic)) => Err(Error::new("the thread that connects ended").because(panic)),
+        Err(_) => Err(Error::new(format!("no answer within {} s", CONNECT_DEADLINE.as_secs()))),
+    }
+}
+
+/// Asked only after a failure.
+fn is_lost(conn: &Connect) -> bool {
+    !conn.is_alive().unwrap_or(false)
 }
 
 /// libvirt's error as one clause of ours.

@@ -1,6 +1,8 @@
 //! Pools and volumes. Sizes are bytes. libvirt does not refuse to delete a base volume that has overlays, nor an
 //! overlay smaller than its base: the stages do.
 
+use std::time::Duration;
+
 use roxmltree::Document;
 use virt::connect::Connect;
 use virt::error::{Error as VirtError, ErrorNumber};
@@ -8,14 +10,43 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::stream::Stream;
 
-use super::{Host, absent_as_none};
+use super::{Host, absent_as_none, connect};
 use crate::error::{Error, Result};
+use crate::mark::escape;
 
+/// Of a copy on the host: a large template on a slow disk.
+pub const COPY_DEADLINE: Duration = Duration::from_secs(3600);
+/// What is uploaded beyond the last byte that is not zero: what an earlier, longer content may have left there.
+const MARGIN: usize = 64 << 10;
+
+/// A pool, and what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
+    pub name: String,
     pub active: bool,
     /// Free bytes, as the pool last saw them.
     pub available: u64,
+    /// The directory, or what else its volumes lie below.
+    pub path: String,
+    /// Names of its volumes; none where it is not active.
+    pub names: Vec<String>,
+    /// Those that were asked for, described.
+    pub volumes: Vec<Volume>,
+}
+
+impl Pool {
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+
+    /// Where a volume of this name lies, or will lie.
+    pub fn path_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.path.trim_end_matches('/'))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,27 +61,43 @@ pub struct Volume {
 }
 
 impl Host {
+    /// A pool with the names of its volumes, and a description of each that `wanted` names: one call for each of these.
     /// `None` if the host has no such pool.
-    pub async fn pool(&self, pool: &str) -> Result<Option<Pool>> {
+    pub async fn pool(&self, pool: &str, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Option<Pool>> {
         let name = pool.to_owned();
-        self.call(format!("looking for the pool {pool}"), move |conn| {
-            let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&name), ErrorNumber::NoStoragePool)? else { return Ok(None) };
-            let active = pool.is_active()?;
-            if active {
-                refresh(&pool)?;
-            }
-            Ok(Some(Pool { active, available: pool.info()?.available }))
-        })
-        .await
+        let found = self
+            .call(format!("looking for the pool {pool}"), move |conn| {
+                let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&name), ErrorNumber::NoStoragePool)? else {
+                    return Ok(None);
+                };
+                let active = pool.is_active()?;
+                let mut names = Vec::new();
+                let mut described = Vec::new();
+                if active {
+                    refresh(&pool)?;
+                    for volume in pool.list_all_volumes(0)? {
+                        let name = volume.name()?;
+                        // One may go while we look.
+                        if wanted(&name) {
+                            match absent_as_none(volume.xml_desc(0), ErrorNumber::NoStorageVolume)? {
+                                Some(xml) => described.push((name.clone(), xml)),
+                                None => continue,
+                            }
+                        }
+                        names.push(name);
+                    }
+                }
+                Ok(Some((active, pool.xml_desc(0)?, names, described)))
+            })
+            .await?;
+        let Some((active, xml, names, described)) = found else { return Ok(None) };
+        let (path, available) = parse_pool(&xml)?;
+        let volumes = described.into_iter().map(|(name, xml)| parse_volume(name, &xml)).collect::<Result<_>>()?;
+        Ok(Some(Pool { name: pool.to_owned(), active, available, path, names, volumes }))
     }
 
     pub async fn pool_names(&self) -> Result<Vec<String>> {
         self.call("listing the pools", |conn| conn.list_all_storage_pools(0)?.iter().map(StoragePool::name).collect()).await
-    }
-
-    pub async fn volume_names(&self, pool: &str) -> Result<Vec<String>> {
-        let name = pool.to_owned();
-        self.call(format!("listing the volumes of {pool}"), move |conn| conn.lookup_storage_pool_by_name(&name)?.list_volumes()).await
     }
 
     /// `None` if the pool has no such volume.
@@ -86,14 +133,16 @@ impl Host {
         .await
     }
 
-    /// A full copy (virStorageVolCreateXMLFrom). It keeps the base's capacity: resize it after.
+    /// A full copy (virStorageVolCreateXMLFrom). It keeps the base's capacity: resize it after. Minutes long, so it has a
+    /// connection of its own.
     pub async fn copy_volume(&self, pool: &str, name: &str, base: &str) -> Result<()> {
         let xml = format!(
             "<volume><name>{}</name><capacity>0</capacity><target><format type='qcow2'/><compat>1.1</compat></target></volume>",
             escape(name)
         );
         let (pool_name, base_name) = (pool.to_owned(), base.to_owned());
-        self.call(format!("copying {base} to {name}"), move |conn| {
+        let own = Self { conn: std::sync::Arc::new(std::sync::Mutex::new(connect(&self.uri).await?)), uri: self.uri.clone() };
+        own.call_within(COPY_DEADLINE, format!("copying {base} to {name}"), move |conn| {
             let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
             let base = pool.lookup_storage_vol_by_name(&base_name)?;
             StorageVol::create_xml_from(&pool, &xml, &base, 0).map(drop)
@@ -140,14 +189,14 @@ impl Host {
             };
             match volume.delete(0) {
                 Ok(()) => Ok(true),
-                // The file went behind libvirt's back: the refresh makes its list true again.
-                Err(error) => {
-                    refresh(&pool)?;
-                    match absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? {
-                        None => Ok(false),
-                        Some(_) => Err(error),
-                    }
-                }
+                // The file went behind libvirt's back: the refresh makes its list true again. While others of the pool come
+                // and go a refresh can fail for them; then the first error stands.
+                Err(error) => match refresh(&pool)
+                    .and_then(|()| absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume))
+                {
+                    Ok(None) => Ok(false),
+                    _ => Err(error),
+                },
             }
         })
         .await
@@ -163,10 +212,13 @@ fn refresh(pool: &StoragePool) -> Result<(), VirtError> {
     }
 }
 
+/// Writes from the volume's beginning. What lies behind the last byte that is not zero needs no sending: the volume was made
+/// of zeros.
 fn upload(conn: &Connect, volume: &StorageVol, bytes: &[u8]) -> Result<(), VirtError> {
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let mut rest = &bytes[..bytes.len().min(used + MARGIN)];
     let stream = Stream::new(conn, 0)?;
-    volume.upload(&stream, 0, bytes.len() as u64, 0)?;
-    let mut rest = bytes;
+    volume.upload(&stream, 0, rest.len() as u64, 0)?;
     while !rest.is_empty() {
         let chunk = &rest[..rest.len().min(256 << 10)];
         match stream.send(chunk) {
@@ -178,6 +230,18 @@ fn upload(conn: &Connect, volume: &StorageVol, bytes: &[u8]) -> Result<(), VirtE
         }
     }
     stream.finish()
+}
+
+/// Where its volumes lie, and how many bytes are free.
+fn parse_pool(xml: &str) -> Result<(String, u64)> {
+    let document = Document::parse(xml).map_err(|error| Error::new("libvirt's description of a pool is not XML").because(error))?;
+    let root = document.root_element();
+    let path = root
+        .children()
+        .find(|child| child.has_tag_name("target"))
+        .and_then(|target| target.children().find(|child| child.has_tag_name("path")).and_then(|path| path.text()).map(str::trim));
+    let available = root.children().find(|child| child.has_tag_name("available")).and_then(|child| child.text());
+    Ok((path.unwrap_or_default().to_owned(), available.and_then(|text| text.trim().parse().ok()).unwrap_or(0)))
 }
 
 fn parse_volume(name: String, xml: &str) -> Result<Volume> {
@@ -196,9 +260,4 @@ fn parse_volume(name: String, xml: &str) -> Result<Volume> {
         backing: at(child(root, "backingStore")).and_then(|b| at(child(b, "path"))).and_then(|n| n.text()).map(str::to_owned),
         name,
     })
-}
-
-/// Text for an XML element.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&apos;").replace('"', "&quot;")
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{Check, Events, Reporter, Stage, Undone};
-use crate::error::{Context, Error, Result};
+use super::stage::{Check, Events, Reporter, Stage};
+use crate::error::{Error, Result};
 use crate::event::{Event, Failure, Outcome, Subject};
 use crate::journal::Journal;
 
@@ -90,7 +90,7 @@ impl<C: Sync> Walk<'_, C> {
         }
         match self.check(stage, report).await? {
             Check::Done(detail) => Ok((Outcome::Applied, detail)),
-            Check::Needed(why) => Err(Error::new(format!("{} was applied, and yet: {why}", stage.name()))
+            Check::Needed(why) => Err(Error::new(format!("{} ran without error, but {why}", stage.name()))
                 .with_help("run `nodegraft up` again; if it stays so, this is a bug")),
             Check::Conflict(error) => Err(error),
         }
@@ -104,46 +104,6 @@ impl<C: Sync> Walk<'_, C> {
                 Err(Error::new(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
             }),
         }
-    }
-
-    /// Backward through the stages that `which` names. Absence is success; every error is collected, and only that of a
-    /// stage that guards the others stops the rest.
-    pub async fn backward(&self, which: impl Fn(usize) -> bool) -> Vec<Error> {
-        let mut errors = Vec::new();
-        for (_, stage) in self.stages.iter().enumerate().rev().filter(|(index, _)| which(*index)) {
-            let begun = Instant::now();
-            let name = stage.name().to_owned();
-            self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
-            let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
-            let limit = stage.undo_deadline(self.on);
-            let undone = tokio::time::timeout(limit, stage.undo(self.on, &report))
-                .await
-                .unwrap_or_else(|_| Err(Error::new(format!("undoing {name} took more than {} s", limit.as_secs()))));
-            let seconds = begun.elapsed().as_secs_f64();
-            match undone {
-                Ok(undone) => {
-                    let (outcome, detail) = match undone {
-                        Undone::Removed(what) => (Outcome::Removed, what),
-                        Undone::Absent => (Outcome::Absent, String::new()),
-                        Undone::Kept(why) => (Outcome::Kept, why),
-                    };
-                    self.events.send(Event::StageFinished { node: self.subject.clone(), stage: name, outcome, detail, seconds });
-                }
-                Err(error) => {
-                    self.events.send(Event::StageFailed {
-                        node: self.subject.clone(),
-                        stage: name.clone(),
-                        failure: Failure::from(&error),
-                        seconds,
-                    });
-                    errors.push(Err::<(), _>(error).doing(format!("undoing {name}")).unwrap_err());
-                    if stage.guards() {
-                        return errors;
-                    }
-                }
-            }
-        }
-        errors
     }
 }
 
@@ -166,7 +126,6 @@ mod tests {
         fails: bool,
         conflicts: bool,
         ineffective: bool,
-        undo_fails: bool,
     }
 
     type Log = Mutex<Vec<String>>;
@@ -194,10 +153,6 @@ mod tests {
             }
             self.done.store(!self.ineffective, Ordering::Relaxed);
             Ok(())
-        }
-        async fn undo(&self, log: &Log, _: &Reporter) -> Result<Undone> {
-            log.lock().unwrap().push(format!("undo {}", self.name));
-            if self.undo_fails { Err(Error::new("stuck")) } else { Ok(Undone::Absent) }
         }
     }
 
@@ -248,7 +203,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_apply_did_not_reach_is_an_error() {
         let ran = forward(vec![Scripted { ineffective: true, ..scripted("a") }], CancellationToken::new()).await;
-        assert!(ran.walked.result.unwrap_err().to_string().contains("and yet: not yet"));
+        assert!(ran.walked.result.unwrap_err().to_string().contains("but not yet"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -270,23 +225,5 @@ mod tests {
         let ran = forward(vec![Scripted { takes: Duration::from_secs(5), ..scripted("a") }, scripted("b")], stop).await;
         assert!(ran.walked.result.unwrap_err().is_interruption());
         assert_eq!((ran.walked.applied, ran.log), (vec![0], vec!["apply a".to_owned()]));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn backward_goes_on_after_an_error_and_collects_it() {
-        let stages: Vec<Box<dyn Stage<Log>>> =
-            vec![Box::new(scripted("a")), Box::new(Scripted { undo_fails: true, ..scripted("b") }), Box::new(scripted("c"))];
-        let log = Log::default();
-        let walk = Walk {
-            stages: &stages,
-            on: &log,
-            subject: None,
-            events: Events::new(unbounded_channel().0),
-            stop: CancellationToken::new(),
-            journal: &Journal::default(),
-        };
-        let errors = walk.backward(|_| true).await;
-        assert_eq!(errors.len(), 1);
-        assert_eq!(log.into_inner().unwrap(), ["undo c", "undo b", "undo a"]);
     }
 }

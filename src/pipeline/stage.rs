@@ -1,5 +1,5 @@
-//! The contract of a stage: `check` changes nothing, `apply` is harmless when repeated, `undo` never touches what bears
-//! no mark of ours. A stage reports through its [`Reporter`] and may not print.
+//! The contract of a stage: `check` changes nothing, `apply` is harmless when repeated and writes down what it makes. How
+//! that goes again is `stages/removal.rs`. A stage reports through its [`Reporter`] and may not print.
 
 use std::time::Duration;
 
@@ -21,15 +21,6 @@ pub enum Check {
     Conflict(Error),
 }
 
-/// What `undo` did.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Undone {
-    Removed(String),
-    Absent,
-    /// Left alone, and why.
-    Kept(String),
-}
-
 /// A row of the list. `C` is what the stage works on: a run or a node.
 #[async_trait]
 pub trait Stage<C: Sync>: Send + Sync {
@@ -45,20 +36,6 @@ pub trait Stage<C: Sync>: Send + Sync {
 
     /// The run was stopped while `apply` was under way, and its future is gone: ends what would go on by itself.
     async fn stopped(&self, _on: &C) {}
-
-    async fn undo(&self, _on: &C, _report: &Reporter) -> Result<Undone> {
-        Ok(Undone::Absent)
-    }
-
-    /// True where a failed `undo` forbids that of the stages before it: what still runs there must not be cut off.
-    fn guards(&self) -> bool {
-        false
-    }
-
-    /// How long `undo` may take.
-    fn undo_deadline(&self, _on: &C) -> Duration {
-        Duration::from_secs(180)
-    }
 }
 
 /// Where events go. Never blocks; a closed receiver is nobody listening.

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::candidate::Joining;
 use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
-use crate::error::{Context, Error, Exit, Result};
-use crate::journal::Journal;
-use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::error::{Error, Exit, Result};
+use crate::journal::{Journal, Thing};
+use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::spec;
 
 /// Stands for any token: the API server answers for its groups.
@@ -41,29 +41,40 @@ impl<C: Joining> Stage<C> for Access {
         Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
-        let group = on.terms().group();
-        if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
-            return Err(missing(&group));
-        }
-        on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await.map_err(|error| missing(&group).because(error))?;
-        // The authorizer learns of a binding a moment after it was made.
-        let until = Instant::now() + Duration::from_secs(20);
-        while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
-            if Instant::now() > until {
-                return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.terms().name)))
-                    .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
-            }
-            report.progress("waiting for the binding to take effect");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(())
+    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+        bind(on, report, journal).await
     }
+}
 
-    async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
-        let name = binding_name(&on.terms().name);
-        Ok(if on.cluster().unbind(&name).await.doing("removing our binding")? { Undone::Removed(name) } else { Undone::Absent })
+/// Binds again what is gone since [`Access`] looked.
+pub(super) async fn restore<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+    let group = on.terms().group();
+    if on.terms().access != spec::Access::Ensure || on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+        return Ok(());
     }
+    bind(on, report, journal).await
+}
+
+async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+    let group = on.terms().group();
+    if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
+        return Err(missing(&group));
+    }
+    let bound = on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await;
+    if bound.map_err(|error| missing(&group).because(error))? {
+        journal.made(Thing::Binding { name: binding_name(&on.terms().name) });
+    }
+    // The authorizer learns of a binding a moment after it was made.
+    let until = Instant::now() + Duration::from_secs(20);
+    while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+        if Instant::now() > until {
+            return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.terms().name)))
+                .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
+        }
+        report.progress("waiting for the binding to take effect");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 fn missing(group: &str) -> Error {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{NodeRun, is_ours, locked};
+use super::{NodeRun, locked};
 use crate::error::{Error, Result, one_line};
-use crate::journal::Journal;
-use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::journal::{Journal, Thing};
+use crate::libvirt::console::Console;
+use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::ssh;
 
 /// A probe that gets no answer is given up after this long; the next follows at once.
@@ -16,6 +17,7 @@ const PROBE: Duration = Duration::from_millis(700);
 /// A guest that is up may be busy; only one that is not costs this much.
 const PATIENT: Duration = Duration::from_secs(15);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
 const CONSOLE_TAIL: usize = 15;
 
 pub struct Boot;
@@ -31,7 +33,7 @@ impl Stage<NodeRun> for Boot {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        match on.domain().await? {
+        match on.claim() {
             Some(domain) if domain.running && !domain.paused => {}
             _ => return Ok(Check::Needed("it is to be started".into())),
         }
@@ -41,30 +43,23 @@ impl Stage<NodeRun> for Boot {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
-        let (host, name) = (&on.run.host, &on.node.name);
-        let domain = on.domain().await?.ok_or_else(|| Error::new(format!("there is no domain {name}")))?;
+    async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
+        let host = &on.run.host;
+        let domain = on.claimed()?;
         if !domain.running {
-            host.start_paused(name).await?;
+            journal.made(Thing::Running);
+            host.start_paused(&domain.uuid).await?;
         }
         // Without a console the wait only has less to tell.
-        let console = host.open_console(name, on.run.state.log(name, "console.log")?).await.ok();
+        let console = host.open_console(&domain.uuid, on.run.state.log(&on.node.name, "console.log")?).await.ok();
         *locked(&on.console) = console;
         if !domain.running || domain.paused {
-            host.resume(name).await?;
+            host.resume(&domain.uuid).await?;
         }
         let waited = wait_for_banner(on, report).await;
         *locked(&on.console) = None;
+        on.look().await?;
         waited
-    }
-
-    async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
-        match on.domain().await? {
-            None => Ok(Undone::Absent),
-            Some(domain) if !is_ours(&domain, on) => Ok(Undone::Kept("the domain is not ours".into())),
-            Some(_) if on.run.host.power_off(&on.node.name).await? => Ok(Undone::Removed("powered off".into())),
-            Some(_) => Ok(Undone::Absent),
-        }
     }
 }
 
@@ -81,18 +76,23 @@ async fn patiently(on: &NodeRun) -> Result<String> {
 
 async fn wait_for_banner(on: &NodeRun, report: &Reporter) -> Result<()> {
     let begun = Instant::now();
-    let mut looked = begun;
+    let (mut told, mut looked) = (begun, begun);
     loop {
         let last = match ssh::banner(on.ssh_address(), PROBE).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
         let console = locked(&on.console).as_ref().map(|console| console.tail(CONSOLE_TAIL)).unwrap_or_default();
-        if looked.elapsed() > Duration::from_secs(1) {
-            looked = Instant::now();
+        if told.elapsed() > Duration::from_secs(1) {
+            told = Instant::now();
             let line = console.last().map_or_else(String::new, |line| format!(": {line}"));
             report.progress(format!("waiting for SSH at {}{line}", on.node.ip));
-            if on.domain().await?.is_none_or(|domain| !domain.running) {
+        }
+        // The console ends with the VM. Without one libvirt has to be asked now and then.
+        let ended = locked(&on.console).as_ref().map_or(looked.elapsed() > BETWEEN_LOOKS, Console::ended);
+        if ended && looked.elapsed() > Duration::from_secs(1) {
+            looked = Instant::now();
+            if on.look().await?.is_none_or(|domain| !domain.running) {
                 return Err(Error::new(format!("the VM stopped while it booted, after {} s", begun.elapsed().as_secs()))
                     .with_detail(console_detail(&console))
                     .with_help(format!("the host's log may say why: /var/log/libvirt/qemu/{}.log", on.node.name)));

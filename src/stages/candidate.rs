@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Drain, NodeRun, Run, is_ours};
+use super::{NodeRun, Run};
 use crate::cluster::Cluster;
 use crate::error::Result;
+use crate::ownership::Owner;
 use crate::plan::{self, Member};
 use crate::ssh::{Kept, OpenError, Session, Target};
 use crate::template::Templates;
@@ -24,6 +25,9 @@ pub trait Joining: Send + Sync {
 pub trait Candidate: Joining {
     fn member(&self) -> &Member;
 
+    /// The machine-id: what its Node is known by.
+    fn instance(&self) -> Result<String>;
+
     /// A session that works.
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError>;
 
@@ -33,10 +37,10 @@ pub trait Candidate: Joining {
     /// The join was done: nothing from before is left.
     fn grafted(&self) {}
 
-    /// Keeps the kubelet from renewing its lease. False if there is no machine of ours.
-    async fn freeze(&self) -> Result<bool>;
-
-    fn drain(&self) -> Drain;
+    /// Whose its Node, its token and its requests are.
+    fn membership(&self) -> Result<Owner> {
+        Ok(Owner { cluster: self.terms().name.clone(), node: self.member().name.clone(), instance: self.instance()? })
+    }
 }
 
 /// What an identity from before means.
@@ -84,6 +88,10 @@ impl Candidate for NodeRun {
         &self.member
     }
 
+    fn instance(&self) -> Result<String> {
+        self.owner().map(|owner| owner.instance)
+    }
+
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
         self.open_session(deadline).await
     }
@@ -91,23 +99,13 @@ impl Candidate for NodeRun {
     fn earlier(&self) -> Earlier {
         Earlier::Continued
     }
-
-    async fn freeze(&self) -> Result<bool> {
-        let ours = self.domain().await?.is_some_and(|domain| is_ours(&domain, self));
-        if ours {
-            self.run.host.suspend(&self.node.name).await?;
-        }
-        Ok(ours)
-    }
-
-    fn drain(&self) -> Drain {
-        self.run.drain
-    }
 }
 
 /// A machine that was there before, with a kubelet on it.
 pub struct Machine {
     pub member: Member,
+    /// Its own machine-id.
+    pub machine_id: String,
     pub target: Target,
     pub cluster: Cluster,
     pub terms: plan::Cluster,
@@ -121,13 +119,14 @@ impl Machine {
     /// `session` is one to `target`.
     pub fn new(
         member: Member,
+        machine_id: String,
         (target, session): (Target, Session),
         cluster: Cluster,
         terms: plan::Cluster,
         templates: Templates,
         reset: bool,
     ) -> Self {
-        Self { member, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Kept::of(session) }
+        Self { member, machine_id, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Kept::of(session) }
     }
 }
 
@@ -151,6 +150,10 @@ impl Candidate for Machine {
         &self.member
     }
 
+    fn instance(&self) -> Result<String> {
+        Ok(self.machine_id.clone())
+    }
+
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
         self.session.session(async { Ok(self.target.clone()) }, deadline).await
     }
@@ -161,13 +164,5 @@ impl Candidate for Machine {
 
     fn grafted(&self) {
         self.reset.store(false, Ordering::Relaxed);
-    }
-
-    async fn freeze(&self) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn drain(&self) -> Drain {
-        Drain::No
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::NodeRun;
+use super::{NodeRun, locked};
 use crate::error::{Error, Result};
 use crate::first_boot;
 use crate::guestfs;
@@ -27,8 +27,8 @@ impl Stage<NodeRun> for Inject {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        // Without a domain the volume is of this run; with one, an earlier run came past here.
-        let done = on.injected.load(Ordering::Relaxed) || on.domain().await?.is_some();
+        // A disk whose seed is not written is of this run; else an earlier one came past here.
+        let done = on.injected.load(Ordering::Relaxed) || on.is_sealed();
         Ok(if done {
             Check::Done("first-boot unit".into())
         } else {
@@ -37,13 +37,12 @@ impl Stage<NodeRun> for Inject {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
-        let (pool, name) = (on.pool(), &on.node.volume);
-        let volume = on.run.host.volume(pool, name).await?;
-        let volume =
-            volume.ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")).with_help("run `nodegraft up` again"))?;
+        let path = locked(&on.disk).as_ref().map(|disk| disk.path.clone());
+        let path =
+            path.ok_or_else(|| Error::new("there is no disk to put the first-boot unit into").with_help("run `nodegraft up` again"))?;
         let unit = first_boot::unit(&on.run.plan.templates)?;
         let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
-        guestfs::add(Path::new(&volume.path), &unit, kvm, |line| report.progress(line)).await?;
+        guestfs::add(Path::new(&path), &unit, kvm, |line| report.progress(line)).await?;
         on.injected.store(true, Ordering::Relaxed);
         Ok(())
     }

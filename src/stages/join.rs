@@ -8,14 +8,16 @@ use async_trait::async_trait;
 
 use super::candidate::{Candidate, Earlier};
 use super::facts::{self, Begun, Known, server};
-use super::{locked, serving};
+use super::{access, locked, serving};
 use crate::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::cluster::csr::{Request, State};
-use crate::cluster::token::{Terms, Token};
+use crate::cluster::node::Node;
+use crate::cluster::token::{OurToken, Terms, Token};
 use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::error::{Context, Error, Result};
-use crate::journal::Journal;
-use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::journal::{Journal, Thing};
+use crate::ownership::Owner;
+use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::bootstrap_kubeconfig;
 use crate::spec;
 use crate::ssh::Session;
@@ -28,7 +30,9 @@ const LOOK: Duration = Duration::from_secs(4);
 /// Every so many looks it is looked at whole.
 const WHOLE: u32 = 5;
 const IDENTITY: &str = "/etc/kubernetes/kubelet.conf";
-const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+/// An old kubelet writes its kubeconfig before it has the certificate that this points to.
+const IS_IDENTITY: &str = "{ [ -s /etc/kubernetes/kubelet.conf ] && \
+    { [ -s /var/lib/kubelet/pki/kubelet-client-current.pem ] || grep -q client-certificate-data /etc/kubernetes/kubelet.conf; }; }";
 const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
 
 pub struct Join;
@@ -44,9 +48,9 @@ impl<C: Candidate> Stage<C> for Join {
     }
 
     async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
-        let (member, cluster) = (on.member(), &on.terms().name);
+        let (member, owner) = (on.member(), on.membership()?);
         let node = on.cluster().node(&member.name).await?;
-        if let Some(other) = node.as_ref().filter(|node| !node.belongs_to(cluster, &member.name, &member.machine_id)) {
+        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner.instance)) {
             return Ok(Check::Conflict(taken(&member.name, other.address.as_deref())));
         }
         let session = on.session(SHORT).await.doing("logging in")?;
@@ -61,11 +65,13 @@ impl<C: Candidate> Stage<C> for Join {
             return Ok(Check::Needed("its earlier membership is to be cleared, as you asked".into()));
         }
         if !identity {
-            return Ok(Check::Needed("the cluster has a Node of an earlier life of this machine".into()));
+            return Ok(Check::Needed("its kubelet has no identity, though the cluster has its Node".into()));
         }
-        let labelled = member.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value));
-        if node.owner.is_none() || !labelled {
-            return Ok(Check::Needed("the Node's labels are to be set".into()));
+        if let Some(first) = node.differences(&member.labels, &member.taints).first() {
+            return Ok(Check::Needed(first.to_string()));
+        }
+        if node.owner.as_ref() != Some(&owner) {
+            return Ok(Check::Needed("the Node is to be marked".into()));
         }
         if member.serving && !serving::is_served(on, &session).await? {
             return Ok(Check::Needed("its request for a serving certificate is to be approved".into()));
@@ -73,52 +79,41 @@ impl<C: Candidate> Stage<C> for Join {
         Ok(Check::Done(format!("Node {}", node.name)))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
-        let (cluster, member) = (on.cluster(), on.member());
+    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+        let (cluster, member, owner) = (on.cluster(), on.member(), on.membership()?);
         let name = &member.name;
         let session = on.session(SHORT).await.doing("logging in")?;
+        let mut token = None;
         if on.earlier() == Earlier::Cleared || !has_identity(&session).await? {
-            // The Node of a machine that is no more would keep the new one's kubelet from registering as itself.
-            cluster.delete_node(name).await?;
-            graft(on, &session, report).await?;
+            token = Some(graft(on, &session, report, journal).await?);
             on.grafted();
         }
-        if cluster.node(name).await?.is_none() {
-            report.progress(Waited::Registration.describe());
-            let begun = Begun::now(&session, None).await?;
-            session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
-            registered(on, &session, begun).await?;
+        let node = match cluster.node(name).await? {
+            Some(node) => node,
+            None => {
+                journal.made(Thing::Node { name: name.clone() });
+                report.progress(Waited::Registration.describe());
+                let begun = Begun::now(&session, None).await?;
+                session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
+                registered(on, &session, begun).await?
+            }
+        };
+        if !node.is_of(&owner.instance) {
+            return Err(taken(name, node.address.as_deref()));
         }
-        cluster.mark_node(name, &on.terms().name, &member.labels).await?;
+        cluster.converge_node(&node, &owner, token.as_deref(), &member.labels, &member.taints).await?;
         if member.serving { serving::serve(on, &session, report).await } else { Ok(()) }
     }
 
-    async fn undo(&self, on: &C, _: &Reporter) -> Result<Undone> {
-        let (cluster, terms, member) = (on.cluster(), on.terms(), on.member());
-        let name = &member.name;
-        // A kubelet that lives would renew its lease behind our back.
-        let machine = on.freeze().await?;
-        let tokens = cluster.tokens_of(&terms.name, name).await?;
-        let node = cluster.node(name).await?;
-        let joined = node.as_ref().is_some_and(|node| node.belongs_to(&terms.name, name, &member.machine_id));
-        if !machine && !joined && tokens.is_empty() {
-            // Whatever else bears this name is not ours.
-            return Ok(node.map_or(Undone::Absent, |node| Undone::Kept(format!("the Node {} belongs to another machine", node.name))));
+    /// Neither a token nor the file with it outlives a run that was stopped; a kubelet that got no identity has nothing to
+    /// do without them.
+    async fn stopped(&self, on: &C) {
+        let Ok(owner) = on.membership() else { return };
+        let _ = delete_tokens(on, &owner).await;
+        if let Ok(session) = on.session(Duration::from_secs(10)).await {
+            let end = format!("{IS_IDENTITY} || systemctl stop kubelet; rm -f {BOOTSTRAP}");
+            let _ = session.output(&end, Duration::from_secs(10)).await;
         }
-        let mut removed = Vec::new();
-        for id in tokens {
-            if cluster.delete_token(&id).await? {
-                removed.push(format!("token {id}"));
-            }
-        }
-        if node.is_some() && !joined {
-            return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
-        }
-        if cluster.delete_node(name).await? {
-            removed.push(format!("Node {name}"));
-        }
-        removed.extend(cluster.delete_csrs_of(name).await?.into_iter().map(|csr| format!("request {csr}")));
-        Ok(if removed.is_empty() { Undone::Absent } else { Undone::Removed(removed.join(", ")) })
     }
 }
 
@@ -137,18 +132,17 @@ fn was_a_node(name: &str) -> Error {
 }
 
 async fn has_identity(session: &Session) -> Result<bool> {
-    // An old kubelet writes its kubeconfig before it has the certificate that this points to.
-    let probe =
-        format!("[ -s {IDENTITY} ] && {{ [ -s {CERTIFICATE} ] || grep -q client-certificate-data {IDENTITY}; }} && echo yes || echo no");
-    let found = session.output(&probe, SHORT).await.doing("looking for the kubelet's identity")?;
+    let found =
+        session.output(&format!("{IS_IDENTITY} && echo yes || echo no"), SHORT).await.doing("looking for the kubelet's identity")?;
     Ok(found.trim() == "yes")
 }
 
-/// Token, files, kubelet, request. The token is deleted however this ends.
-async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Result<()> {
-    let (cluster, name) = (on.cluster(), &on.member().name);
+/// Token, files, kubelet, request; returns the token's id. The token is deleted however this ends.
+async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journal: &Journal) -> Result<String> {
+    let (cluster, name, owner) = (on.cluster(), &on.member().name, on.membership()?);
+    // Before anything is given up for it.
     reachable(on, session).await?;
-    cluster.delete_tokens_of(&on.terms().name, name).await?;
+    delete_tokens(on, &owner).await?;
     let token = Token::generate()?;
     report.progress(format!("token {}", token.id));
     let terms = Terms {
@@ -156,20 +150,52 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter) -> Re
         description: Some(format!("nodegraft: node {name} joins")),
         groups: extra_groups(on),
         authentication: true,
-        node: Some((on.terms().name.clone(), name.clone())),
+        node: Some(owner.clone()),
         ..Terms::default()
     };
+    journal.made(Thing::Token { id: token.id.clone() });
     let server_clock = cluster.create_token(&token, &terms).await?;
-    let joined = with_token(on, session, &token, server_clock, report).await;
-    let deleted = cluster.delete_token(&token.id).await;
+    let joined = async {
+        goes_first(on, &token, &owner).await?;
+        // Another host's `down` may have taken the binding away since Access looked: from here on the token keeps it.
+        access::restore(on, report, journal).await?;
+        with_token(on, session, &token, server_clock, report, journal).await
+    };
+    let joined = joined.await;
+    let deleted = delete_tokens(on, &owner).await;
     if joined.is_err() {
         // Without its token the kubelet could not even read the answer.
-        let _ = cluster.delete_csrs_by(&token.user()).await;
+        for request in cluster.requests_of(name, std::slice::from_ref(&token.id), false).await.unwrap_or_default() {
+            let _ = cluster.delete_request(&request).await;
+        }
     }
     let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
     deleted?;
-    removed.map(drop)
+    removed.map(|_| token.id)
+}
+
+/// Deletes the tokens that were minted for this very machine.
+async fn delete_tokens<C: Candidate>(on: &C, owner: &Owner) -> Result<()> {
+    for token in on.cluster().our_tokens().await?.iter().filter(|token| token.owner == *owner) {
+        on.cluster().delete_token_of(token).await?;
+    }
+    Ok(())
+}
+
+/// Two machines that join under one name at once would take turns being the same Node: the one with the older token goes
+/// on.
+async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Result<()> {
+    let tokens = on.cluster().our_tokens().await?;
+    let age = |token: &OurToken| (token.created, token.id.clone());
+    let mine = tokens.iter().find(|known| known.id == token.id).map(age);
+    let rival =
+        tokens.iter().find(|other| other.owner.node == owner.node && other.owner.instance != owner.instance && Some(age(other)) < mine);
+    match rival {
+        None => Ok(()),
+        Some(rival) => Err(Error::new(format!("another machine is joining as {} at this moment, with the token {}", owner.node, rival.id))
+            .with_help(format!("give one of the two another name; if that join is dead: nodegraft token delete {}", rival.id))),
+    }
 }
 
 /// The groups of our tokens besides `system:bootstrappers`.
@@ -201,7 +227,14 @@ async fn reachable<C: Candidate>(on: &C, session: &Session) -> Result<()> {
     })
 }
 
-async fn with_token<C: Candidate>(on: &C, session: &Session, token: &Token, server_clock: Option<i64>, report: &Reporter) -> Result<()> {
+async fn with_token<C: Candidate>(
+    on: &C,
+    session: &Session,
+    token: &Token,
+    server_clock: Option<i64>,
+    report: &Reporter,
+    journal: &Journal,
+) -> Result<()> {
     let (cluster, member) = (on.cluster(), on.member());
     let begun = Begun::now(session, server_clock).await.doing("reading the machine's clock")?;
     if let Some(skew) = begun.skew.filter(|_| begun.is_off()) {
@@ -212,7 +245,13 @@ async fn with_token<C: Candidate>(on: &C, session: &Session, token: &Token, serv
     }
     let values = serde_json::json!({"node": member});
     let kubeconfig = bootstrap_kubeconfig(on.templates(), server(on), &cluster.ca_base64, &token.reveal())?;
+    journal.made(Thing::Node { name: member.name.clone() });
+    journal.made(Thing::Membership);
     session.output(&on.templates().render("join/reset.sh", &values)?, SHORT).await.doing("clearing an earlier membership")?;
+    // The Node of this machine's earlier life would keep its new kubelet from registering as itself.
+    if let Some(node) = cluster.node(&member.name).await?.filter(|node| on.instance().is_ok_and(|instance| node.is_of(&instance))) {
+        cluster.delete_node(&node).await?;
+    }
     session.write("/etc/kubernetes/pki/ca.crt", cluster.ca_pem.clone().into_bytes(), "0644", SHORT).await?;
     session.write(BOOTSTRAP, kubeconfig.into_bytes(), "0600", SHORT).await?;
     report.progress("starting the kubelet");
@@ -298,7 +337,8 @@ async fn approve<C: Candidate>(on: &C, token: &Token, report: &Reporter, at: &(i
         }
     }
     report.progress(format!("approving {}", csr.name));
-    if !cluster.approve_csr(&csr.name, &format!("node {name} of cluster {} joins", on.terms().name)).await? {
+    let objection = |seen: &Request| seen.objection(&user, name);
+    if !cluster.approve_csr(&csr, &format!("node {name} of cluster {} joins", on.terms().name), objection).await? {
         at(Waited::Approval);
     }
     refuse_denied(cluster.watch_csr(&user, decided).await?)
@@ -314,10 +354,10 @@ fn refuse_denied(csr: Request) -> Result<()> {
 }
 
 /// A kubelet that has an identity registers itself.
-async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Result<()> {
+async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Result<Node> {
     let limit = on.member().deadlines.join;
     match tokio::time::timeout(limit, on.cluster().watch_node(&on.member().name, |_| true, |_| {})).await {
-        Ok(node) => node.map(drop),
+        Ok(node) => node,
         Err(_) => {
             let facts = facts::facts(on, session, begun, Waited::Registration, Known::nothing()).await;
             Err(facts::error(format!("the kubelet did not register the Node within {} s", limit.as_secs()), &facts))

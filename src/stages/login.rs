@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::NodeRun;
 use crate::error::{Context, Error, Result};
 use crate::journal::Journal;
+use crate::mark::SeedState;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::{HostKey, SeedState};
+use crate::plan::HostKey;
 use crate::seed;
 use crate::spec::Size;
 use crate::ssh::{OpenError, Session};
@@ -41,7 +42,7 @@ impl Stage<NodeRun> for Login {
         if first_boot != "done" {
             return Ok(Check::Needed(first_boot));
         }
-        if on.mark().await?.seed == SeedState::Full {
+        if on.mark()?.seed == SeedState::Full {
             return Ok(Check::Needed("the seed still holds the host key".into()));
         }
         Ok(Check::Done(format!("{}@{}", on.node.user, on.node.ip)))
@@ -141,10 +142,10 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
 
 /// The same seed without the private key. The instance id stays, or cloud-init would take it for a new machine.
 async fn blank_seed(on: &NodeRun) -> Result<()> {
-    let mut mark = on.mark().await?;
+    let mut mark = on.mark()?;
     let key = HostKey { public: mark.host_key.clone(), private: None };
-    let files = on.run.plan.seed_files(&on.node, &key, &on.run.authorized_keys)?;
-    on.run.host.write_raw(on.pool(), &on.node.seed, seed::image(&files)?).await.doing("blanking the seed volume")?;
+    let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
+    on.run.host.write_raw(on.pool(), &mark.owner.seed(), seed::image(&files)?).await.doing("blanking the seed volume")?;
     mark.seed = SeedState::Blank;
-    on.run.host.set_mark(&on.node.name, &mark).await
+    on.set_mark(&mark).await
 }

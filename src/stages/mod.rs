@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! once per run :  Preflight  Access
-//! once per node:  Volume  (Inject)  Seed  Domain  Boot  Login  Steps  Join  Ready
+//! once per node:  Claim  Volume  (Inject)  Seed  Boot  Login  Steps  Join  Ready
 //! ```
 //!
 //! One file per stage. A stage may use the rooms and the core; it may not print, spawn a process, or call another stage.
@@ -10,13 +10,15 @@
 mod access;
 mod boot;
 pub mod candidate;
-mod domain;
+mod claim;
 mod facts;
 mod inject;
+pub mod inventory;
 mod join;
 mod login;
 pub mod preflight;
 mod ready;
+pub mod removal;
 mod seed;
 mod serving;
 mod steps;
@@ -31,9 +33,11 @@ use candidate::{Candidate, Joining};
 
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
-use crate::libvirt::{Host, console::Console, domain::Domain};
+use crate::libvirt::{Host, console::Console, domain::Domain, storage};
+use crate::mark::{Mark, SeedState};
+use crate::ownership::Owner;
 use crate::pipeline::stage::Stage;
-use crate::plan::{self, HostKey, Mark, Member, Plan};
+use crate::plan::{self, Member, Plan};
 use crate::spec::FirstBoot;
 use crate::ssh::{Identity, Kept, OpenError, Session, Target, Trust};
 use crate::state::{LoginKey, StateDir};
@@ -47,14 +51,13 @@ pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Run>>> {
     stages
 }
 
-/// Once per node, in this order; `down` walks it backward. Inject is there for a node that asks for it.
+/// Once per node, in this order. Inject is there for a node that asks for it.
 pub fn node_stages(node: &plan::Node, join: bool) -> Vec<Box<dyn Stage<NodeRun>>> {
-    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![Box::new(volume::Volume)];
+    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![Box::new(claim::Claim), Box::new(volume::Volume)];
     if node.first_boot == FirstBoot::Inject {
         stages.push(Box::new(inject::Inject));
     }
     stages.push(Box::new(seed::Seed));
-    stages.push(Box::new(domain::Domain));
     stages.push(Box::new(boot::Boot));
     stages.push(Box::new(login::Login));
     stages.push(Box::new(steps::Steps));
@@ -86,15 +89,29 @@ pub struct Run {
     pub authorized_keys: Vec<String>,
     /// `kvm` or `qemu`: decided by Preflight.
     pub virt_type: OnceLock<String>,
-    pub drain: Drain,
+    /// The host as Preflight saw it: one look serves all nodes.
+    pub sight: OnceLock<Sight>,
 }
 
-/// Whether nodes are drained before they go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drain {
-    Within(Duration),
-    /// Pods go with the node, whatever their budgets say.
-    No,
+/// A host at one moment.
+#[derive(Debug, Clone)]
+pub struct Sight {
+    /// All of them, ours or not.
+    pub domains: Vec<Domain>,
+    /// The pool that new volumes go to.
+    pub pool: storage::Pool,
+}
+
+impl Sight {
+    /// The claim on a node: the domain whose mark proves it, whatever its name is by now.
+    pub fn claim(&self, cluster: &str, node: &str) -> Option<&Domain> {
+        self.domains.iter().find(|domain| is_claim(domain, cluster, node))
+    }
+}
+
+/// Whether a domain is the claim on a node.
+pub fn is_claim(domain: &Domain, cluster: &str, node: &str) -> bool {
+    domain.owner().is_some_and(|owner| owner.cluster == cluster && owner.node == node)
 }
 
 /// One node on its way, with what one stage leaves for the next.
@@ -102,36 +119,52 @@ pub struct NodeRun {
     pub run: Arc<Run>,
     pub node: plan::Node,
     member: Member,
-    /// The volume was made by this run, so it is not somebody's leftover.
-    volume_made: AtomicBool,
-    /// Our first-boot unit was put into that volume.
+    /// The claim, or whatever else has the node's name, as it was last seen.
+    domain: Mutex<Option<Domain>>,
+    /// The disk as it was last seen.
+    disk: Mutex<Option<storage::Volume>>,
+    /// The disk was made by this run: it is whole, if Volume says so.
+    disk_made: AtomicBool,
+    /// Our first-boot unit was put into that disk.
     injected: AtomicBool,
-    /// Made by Seed, recorded by Domain.
-    pub host_key: Mutex<Option<HostKey>>,
     console: Mutex<Option<Console>>,
     session: Kept,
 }
 
 impl NodeRun {
+    /// Begins with nothing: whatever Preflight saw of it was removed since.
+    pub fn anew(run: Arc<Run>, node: plan::Node) -> Self {
+        let on = Self::new(run, node);
+        *locked(&on.domain) = None;
+        *locked(&on.disk) = None;
+        on
+    }
+
+    /// Bytes.
+    pub fn disk_capacity(&self) -> Option<u64> {
+        locked(&self.disk).as_ref().map(|disk| disk.capacity)
+    }
+
+    /// Begins with what Preflight saw.
     pub fn new(run: Arc<Run>, node: plan::Node) -> Self {
         let member = run.plan.member(&node);
+        let sight = run.sight.get();
+        let domain = sight.and_then(|sight| {
+            let named = || sight.domains.iter().find(|domain| domain.name == node.name);
+            sight.claim(&run.plan.cluster.name, &node.name).or_else(named).cloned()
+        });
+        let disk = domain.as_ref().and_then(Domain::owner).and_then(|owner| sight?.pool.volume(&owner.disk()).cloned());
         Self {
             run,
             node,
             member,
-            volume_made: AtomicBool::new(false),
+            domain: Mutex::new(domain),
+            disk: Mutex::new(disk),
+            disk_made: AtomicBool::new(false),
             injected: AtomicBool::new(false),
-            host_key: Mutex::default(),
             console: Mutex::default(),
             session: Kept::default(),
         }
-    }
-
-    /// Whether anything of this node is left on the host. An unreachable host counts as "perhaps".
-    pub async fn exists(&self) -> bool {
-        let ours = self.domain().await.map(|domain| domain.is_some_and(|domain| is_ours(&domain, self)));
-        let volume = self.run.host.volume(self.pool(), &self.node.volume).await.map(|volume| volume.is_some());
-        ours.unwrap_or(true) || volume.unwrap_or(true)
     }
 
     fn pool(&self) -> &str {
@@ -142,25 +175,54 @@ impl NodeRun {
         SocketAddr::new(self.node.ip, 22)
     }
 
-    /// The domain of this node's name, whoever made it.
-    async fn domain(&self) -> Result<Option<Domain>> {
-        self.run.host.domain(&self.node.name).await
+    /// The node's domain as it was last seen, if it is our claim.
+    pub fn claim(&self) -> Option<Domain> {
+        locked(&self.domain).clone().filter(|domain| is_claim(domain, &self.run.plan.cluster.name, &self.node.name))
     }
 
-    /// The mark of our domain; an error if there is none or it is not ours.
-    async fn mark(&self) -> Result<Mark> {
-        let domain = self
-            .domain()
-            .await?
-            .ok_or_else(|| Error::new(format!("there is no domain {}", self.node.name)).with_help("run `nodegraft up` again"))?;
-        let ours = is_ours(&domain, self);
-        domain.mark.filter(|_| ours).ok_or_else(|| not_ours(&self.node.name))
+    /// Asks libvirt anew: for the claim by its UUID, where there is none for what bears the node's name.
+    async fn look(&self) -> Result<Option<Domain>> {
+        let host = &self.run.host;
+        let uuid = match self.claim() {
+            Some(claim) => Some(claim.uuid),
+            None => host.uuid_of(&self.node.name).await?,
+        };
+        let found = match uuid {
+            Some(uuid) => host.domain(&uuid).await?,
+            None => None,
+        };
+        locked(&self.domain).clone_from(&found);
+        Ok(found)
+    }
+
+    /// The claim; an error if there is none.
+    fn claimed(&self) -> Result<Domain> {
+        self.claim().ok_or_else(|| Error::new(format!("there is no domain of {}", self.node.name)).with_help("run `nodegraft up` again"))
+    }
+
+    fn owner(&self) -> Result<Owner> {
+        self.mark().map(|mark| mark.owner)
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        self.claimed()?.mark.ok_or_else(|| not_ours(&self.node.name))
+    }
+
+    /// Writes the mark and reads it back.
+    async fn set_mark(&self, mark: &Mark) -> Result<()> {
+        self.run.host.set_mark(&self.claimed()?.uuid, mark).await?;
+        self.look().await.map(drop)
+    }
+
+    /// The seed is written: from then on the VM may have run, and its disk is not made anew.
+    fn is_sealed(&self) -> bool {
+        self.claim().and_then(|claim| claim.mark).is_some_and(|mark| mark.seed != SeedState::Unwritten)
     }
 
     /// A session that works, opened anew if the last one broke.
     async fn open_session(&self, deadline: Duration) -> Result<Session, OpenError> {
         let target = async {
-            let mark = self.mark().await.map_err(OpenError::Unreachable)?;
+            let mark = self.mark().map_err(OpenError::Unreachable)?;
             Ok(Target {
                 host: self.node.ip.to_string(),
                 port: 22,
@@ -177,12 +239,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a domain bears the mark of exactly this node.
-fn is_ours(domain: &Domain, node: &NodeRun) -> bool {
-    domain.mark.as_ref().is_some_and(|mark| mark.cluster == node.run.plan.cluster.name && mark.node == node.node.name)
-}
-
 fn not_ours(name: &str) -> Error {
-    Error::new(format!("the name {name} is taken by a domain that is not ours"))
+    Error::new(format!("the name {name} is taken by a domain that is not a node of this cluster"))
         .with_help(format!("give the node another name, or look at that domain first: virsh dumpxml {name}"))
 }

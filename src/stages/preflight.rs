@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::Run;
 use super::join::taken;
+use super::{Run, Sight};
 use crate::cluster::Cluster;
 use crate::cluster::access::Right;
 use crate::error::{Error, Exit, Result, one_line};
 use crate::guestfs;
 use crate::journal::Journal;
-use crate::libvirt::{Host, NetworkState, kvm_works_here};
+use crate::libvirt::storage::Pool;
+use crate::libvirt::{Host, NetworkState, domain::Domain, kvm_works_here};
+use crate::ownership::volume_prefix;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Node, Plan};
 use crate::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
@@ -36,14 +38,19 @@ impl Stage<Run> for Preflight {
     }
 
     async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
-        let mut findings = host(&on.host, &on.plan.host).await?;
+        let pool = wanted_volumes(&on.host, &on.plan).await?;
+        let (mut findings, kind) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
+        let _ = on.virt_type.set(kind);
         if let Some(found) = &on.cluster {
             findings.extend(cluster(found).await?);
         }
-        if findings.iter().all(|finding| finding.state != State::Bad) {
-            findings.extend(nodes(&on.host, on.cluster.as_ref(), &on.plan).await?);
+        if findings.iter().all(|finding| finding.state != State::Bad)
+            && let Some(pool) = pool
+        {
+            let sight = Sight { domains: on.host.domains().await?, pool };
+            findings.extend(nodes(&on.host, on.cluster.as_ref(), &on.plan, &sight).await?);
+            let _ = on.sight.set(sight);
         }
-        let _ = on.virt_type.set(virt_type(&on.host, on.plan.host.virt_type).await?.0);
         for finding in findings.iter().filter(|finding| finding.state == State::Doubtful) {
             report.warn(finding.what.clone(), finding.help.clone());
         }
@@ -52,7 +59,7 @@ impl Stage<Run> for Preflight {
             [] => Check::Done(format!("{} checks", findings.len())),
             [one] => Check::Conflict(unfit(one.what.clone()).with_help(one.help.clone().unwrap_or_else(|| "nothing was created".into()))),
             many => Check::Conflict(
-                unfit(format!("{} things are in the way", many.len()))
+                unfit(format!("{} preflight checks failed", many.len()))
                     .with_detail(
                         many.iter()
                             .flat_map(|finding| {
@@ -60,7 +67,7 @@ impl Stage<Run> for Preflight {
                             })
                             .flatten(),
                     )
-                    .with_help("mend these; nothing was created"),
+                    .with_help("fix these; nothing was created"),
             ),
         })
     }
@@ -104,16 +111,24 @@ impl Finding {
     }
 }
 
-/// The host: pool, network, acceleration.
-pub async fn host(host: &Host, spec: &spec::Host) -> Result<Vec<Finding>> {
-    let mut findings = vec![pool(host, &spec.pool).await?, network(host, &spec.network).await?];
-    let (kind, doubt) = virt_type(host, spec.virt_type).await?;
-    findings.push(doubt.unwrap_or_else(|| Finding::good(format!("guests run under {kind}"))));
-    Ok(findings)
+/// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.
+async fn wanted_volumes(host: &Host, plan: &Plan) -> Result<Option<Pool>> {
+    let templates: BTreeSet<String> = plan.nodes.iter().map(|node| node.template.clone()).collect();
+    let prefix = volume_prefix(&plan.cluster.name);
+    let wanted = move |name: &str| templates.contains(name) || name.starts_with(&prefix) && name.ends_with(".qcow2");
+    host.pool(&plan.host.pool, wanted).await
 }
 
-async fn pool(host: &Host, name: &str) -> Result<Finding> {
-    Ok(match host.pool(name).await? {
+/// The host: pool, network, acceleration; and what guests will run under.
+pub async fn host(host: &Host, spec: &spec::Host, found: Option<&Pool>) -> Result<(Vec<Finding>, String)> {
+    let mut findings = vec![pool(host, &spec.pool, found).await?, network(host, &spec.network).await?];
+    let (kind, doubt) = virt_type(host, spec.virt_type).await?;
+    findings.push(doubt.unwrap_or_else(|| Finding::good(format!("guests run under {kind}"))));
+    Ok((findings, kind))
+}
+
+async fn pool(host: &Host, name: &str, found: Option<&Pool>) -> Result<Finding> {
+    Ok(match found {
         Some(pool) if pool.active => Finding::good(format!("the pool {name} is active, {} free", Size(pool.available >> 20 << 20))),
         Some(_) => Finding::bad(format!("the pool {name} is not active"), format!("virsh -c '{}' pool-start {name}", host.uri())),
         None => {
@@ -179,8 +194,8 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 }
 
 /// The nodes of a plan: templates, space, names, addresses.
-async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Vec<Finding>> {
-    let mut findings = templates(host, plan).await?;
+async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan, sight: &Sight) -> Result<Vec<Finding>> {
+    let mut findings = templates(plan, sight);
     for path in plan.nodes.iter().filter_map(|node| node.upload.as_ref()).map(|upload| &upload.file).collect::<BTreeSet<_>>() {
         findings.push(match std::fs::metadata(path) {
             Ok(file) if file.is_file() => Finding::good(format!("{path} is there")),
@@ -191,36 +206,14 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Ve
     if plan.nodes.iter().any(|node| node.first_boot == FirstBoot::Inject) {
         findings.push(injection(host));
     }
-    let marked = host.marked_domains().await?;
-    let mut fresh = Vec::new();
-    for node in &plan.nodes {
-        let domain = host.domain(&node.name).await?;
-        let ours = domain.as_ref().is_some_and(|d| d.mark.as_ref().is_some_and(|m| m.cluster == plan.cluster.name && m.node == node.name));
-        match domain {
-            Some(_) if ours => continue,
-            Some(domain) => {
-                let whose = domain.mark.map_or_else(|| "not ours".to_owned(), |m| format!("of the cluster {}", m.cluster));
-                findings.push(Finding::bad(
-                    format!("the name {} is taken by a domain that is {whose}", node.name),
-                    format!("give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}", host.uri(), node.name),
-                ));
-                continue;
-            }
-            None => fresh.push(node),
-        }
-        if let Some(other) =
-            marked.iter().find(|d| d.mark.as_ref().is_some_and(|m| m.address.split('/').next() == Some(&node.ip.to_string())))
-        {
-            findings.push(Finding::bad(
-                format!("the address {} of {} is that of the domain {}", node.ip, node.name, other.name),
-                "give the node another address, or take that domain down first",
-            ));
-        }
-        if let Some(cluster) = cluster
-            && let Some(other) = cluster.node(&node.name).await?
-            && !other.belongs_to(&plan.cluster.name, &node.name, &node.machine_id)
-        {
-            let error = taken(&node.name, other.address.as_deref());
+    let fresh: Vec<&Node> = plan.nodes.iter().filter(|node| sight.claim(&plan.cluster.name, &node.name).is_none()).collect();
+    findings.extend(fresh.iter().filter_map(|node| name_taken(host, node, sight)));
+    findings.extend(fresh.iter().filter_map(|node| address_taken(node, sight)));
+    if let Some(cluster) = cluster.filter(|_| !fresh.is_empty()) {
+        // The Node of a machine that is not here: of another host, or of a VM that is no more.
+        let members = cluster.all_nodes().await?;
+        for other in fresh.iter().filter_map(|node| members.iter().find(|member| member.name == node.name)) {
+            let error = taken(&other.name, other.address.as_deref());
             findings.push(Finding::bad(error.to_string(), error.help().unwrap_or_default()));
         }
     }
@@ -234,6 +227,25 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan) -> Result<Ve
         });
     }
     Ok(findings)
+}
+
+fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
+    let domain = sight.domains.iter().find(|domain| domain.name == node.name)?;
+    let whose = domain.owner().map_or_else(|| "not ours".to_owned(), |owner| format!("of the cluster {}", owner.cluster));
+    Some(Finding::bad(
+        format!("the name {} is taken by a domain that is {whose}", node.name),
+        format!("give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}", host.uri(), node.name),
+    ))
+}
+
+fn address_taken(node: &Node, sight: &Sight) -> Option<Finding> {
+    let address = node.ip.to_string();
+    let uses = |domain: &&Domain| domain.proven_mark().is_some_and(|mark| mark.address.split('/').next() == Some(&address));
+    let other = sight.domains.iter().find(uses)?;
+    Some(Finding::bad(
+        format!("the address {address} of {} is that of the domain {}", node.name, other.name),
+        "give the node another address, or take that domain down first",
+    ))
 }
 
 /// Whether the first-boot unit can be put into clones from here.
@@ -250,8 +262,8 @@ pub fn injection(host: &Host) -> Finding {
     }
 }
 
-async fn templates(host: &Host, plan: &Plan) -> Result<Vec<Finding>> {
-    let pool = &plan.host.pool;
+fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
+    let pool = &sight.pool;
     let mut findings = Vec::new();
     let mut by_template: BTreeMap<&str, Vec<&Node>> = BTreeMap::new();
     for node in &plan.nodes {
@@ -259,10 +271,10 @@ async fn templates(host: &Host, plan: &Plan) -> Result<Vec<Finding>> {
     }
     let mut wanted = 0;
     for (template, nodes) in by_template {
-        let Some(volume) = host.volume(pool, template).await? else {
-            let images: Vec<String> = host.volume_names(pool).await?.into_iter().filter(|name| !name.starts_with("nodegraft.")).collect();
+        let Some(volume) = pool.volume(template) else {
+            let images: Vec<&str> = pool.names.iter().map(String::as_str).filter(|name| !name.starts_with("nodegraft.")).collect();
             findings.push(Finding::bad(
-                format!("the pool {pool} has no template volume {template}"),
+                format!("the pool {} has no template volume {template}", pool.name),
                 format!("it has: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") }),
             ));
             continue;
@@ -285,20 +297,19 @@ async fn templates(host: &Host, plan: &Plan) -> Result<Vec<Finding>> {
                     format!("ask for `disk: {}` or more", Size(volume.capacity)),
                 ));
             }
-            if host.volume(pool, &node.volume).await?.is_none() {
+            if sight.claim(&plan.cluster.name, &node.name).is_none() {
                 wanted += if node.clone == CloneMode::Full { volume.allocation } else { OVERLAY_ROOM };
             }
         }
         findings.push(Finding::good(format!("the template {template} is there, {}", Size(volume.capacity))));
     }
-    let available = host.pool(pool).await?.map_or(0, |pool| pool.available);
-    if wanted > available {
+    if wanted > pool.available {
         findings.push(Finding::bad(
-            format!("the pool {pool} has {} free, the nodes need {}", Size(available >> 20 << 20), Size(wanted >> 20 << 20)),
+            format!("the pool {} has {} free, the nodes need {}", pool.name, Size(pool.available >> 20 << 20), Size(wanted >> 20 << 20)),
             "make room, or use another pool",
         ));
     }
-    Ok(findings)
+    findings
 }
 
 /// How something shows itself at an address that should be free, if it does.

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 
 use super::candidate::Candidate;
 use super::facts::{self, Begun, Known};
-use super::{Drain, locked};
+use super::locked;
+use crate::cluster::node::Node;
 use crate::diagnosis::Waited;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
-use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::pipeline::stage::{Check, Reporter, Stage};
 
 const SHORT: Duration = Duration::from_secs(60);
 
@@ -29,6 +30,7 @@ impl<C: Candidate> Stage<C> for Ready {
 
     async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
         Ok(match on.cluster().node(&on.member().name).await? {
+            Some(node) if node.ready && !runs(on, &node) => Check::Needed(format!("the kubelet still reports {}", node.kubelet)),
             Some(node) if node.ready => Check::Done(format!("{}, {}", node.kubelet, node.runtime)),
             Some(node) => Check::Needed(node.message),
             None => Check::Needed("the Node does not exist yet".into()),
@@ -39,9 +41,10 @@ impl<C: Candidate> Stage<C> for Ready {
         let last = Mutex::new(None);
         let watch = on.cluster().watch_node(
             &on.member().name,
-            |node| node.ready,
+            |node| node.ready && runs(on, node),
             |node| {
-                report.progress(format!("waiting for Ready: {}", node.message));
+                let what = if node.ready { format!("the kubelet reports {}", node.kubelet) } else { node.message.clone() };
+                report.progress(format!("waiting for Ready: {what}"));
                 *locked(&last) = Some(node.clone());
             },
         );
@@ -52,6 +55,13 @@ impl<C: Candidate> Stage<C> for Ready {
         let last = locked(&last).clone();
         let seconds = limit.as_secs();
         Err(match last {
+            Some(node) if node.ready => Error::new(format!(
+                "{} reports kubelet {} after {seconds} s, the spec says {}",
+                on.member().name,
+                node.kubelet,
+                on.member().kubelet.as_deref().unwrap_or_default()
+            ))
+            .with_help("was the kubelet restarted? in the guest: kubelet --version; systemctl status kubelet"),
             Some(node) if node.lacks_network() => {
                 Error::new(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
                     .because(Error::new(node.message))
@@ -62,29 +72,11 @@ impl<C: Candidate> Stage<C> for Ready {
                 .with_help("was it deleted meanwhile?"),
         })
     }
+}
 
-    /// Leaving begins with a drain: pods are evicted as their budgets allow, and nothing goes on before they are gone.
-    async fn undo(&self, on: &C, report: &Reporter) -> Result<Undone> {
-        let (cluster, name) = (on.cluster(), &on.member().name);
-        let Drain::Within(limit) = on.drain() else { return Ok(Undone::Absent) };
-        let Some(node) = cluster.node(name).await? else { return Ok(Undone::Absent) };
-        if !node.belongs_to(&on.terms().name, name, &on.member().machine_id) {
-            return Ok(Undone::Kept(format!("the Node {name} belongs to another machine")));
-        }
-        let evicted = cluster.drain(name, limit, node.ready, |what| report.progress(what)).await?;
-        Ok(if evicted == 0 { Undone::Absent } else { Undone::Removed(format!("{evicted} pods evicted")) })
-    }
-
-    fn guards(&self) -> bool {
-        true
-    }
-
-    fn undo_deadline(&self, on: &C) -> Duration {
-        match on.drain() {
-            Drain::Within(limit) => limit + Duration::from_secs(60),
-            Drain::No => Duration::from_secs(60),
-        }
-    }
+/// Whether the kubelet that runs is the one that the spec asks for.
+fn runs<C: Candidate>(on: &C, node: &Node) -> bool {
+    on.member().kubelet.as_ref().is_none_or(|version| *version == node.kubelet)
 }
 
 /// The Node's own message, and what the machine shows besides.

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, locked};
+use super::NodeRun;
 use crate::error::Result;
-use crate::journal::Journal;
+use crate::journal::{Journal, Thing};
 use crate::keys;
-use crate::pipeline::stage::{Check, Reporter, Stage, Undone};
+use crate::mark::SeedState;
+use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::seed;
 
 pub struct Seed;
@@ -21,37 +22,29 @@ impl Stage<NodeRun> for Seed {
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
-        Duration::from_secs(120)
+        Duration::from_secs(180)
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        if let Some(domain) = on.domain().await? {
-            // Its host key is the one the domain was defined with; another would lock us out.
-            let key = domain.mark.map(|mark| keys::fingerprint(&mark.host_key)).unwrap_or_default();
-            return Ok(Check::Done(format!("host key {key}")));
-        }
-        let written = on.run.host.volume(on.pool(), &on.node.seed).await?.is_some();
-        Ok(match &*locked(&on.host_key) {
-            Some(key) if written => Check::Done(format!("host key {}", keys::fingerprint(&key.public))),
-            _ => Check::Needed("network, host name and keys are to be written".into()),
+        Ok(if on.is_sealed() {
+            Check::Done(format!("host key {}", keys::fingerprint(&on.mark()?.host_key)))
+        } else {
+            Check::Needed("network, host name and keys are to be written".into())
         })
     }
 
-    async fn apply(&self, on: &NodeRun, _: &Reporter, _: &Journal) -> Result<()> {
+    /// The mark comes last: until it says so, nothing that was made counts.
+    async fn apply(&self, on: &NodeRun, _: &Reporter, journal: &Journal) -> Result<()> {
+        let mut mark = on.mark()?;
+        let (pool, name) = (on.pool(), mark.owner.seed());
         let key = keys::generate(&on.node.hostname)?;
-        let files = on.run.plan.seed_files(&on.node, &key, &on.run.authorized_keys)?;
-        on.run.host.write_raw(on.pool(), &on.node.seed, seed::image(&files)?).await?;
-        *locked(&on.host_key) = Some(key);
-        Ok(())
-    }
-
-    async fn undo(&self, on: &NodeRun, _: &Reporter) -> Result<Undone> {
-        if on.run.host.pool(on.pool()).await?.is_none_or(|pool| !pool.active) {
-            return Ok(Undone::Kept(format!("the pool {} is not active", on.pool())));
-        }
-        if on.domain().await?.is_some() {
-            return Ok(Undone::Kept(format!("the domain {} still uses it", on.node.name)));
-        }
-        Ok(if on.run.host.delete_volume(on.pool(), &on.node.seed).await? { Undone::Removed(on.node.seed.clone()) } else { Undone::Absent })
+        let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
+        journal.made(Thing::Volume { pool: pool.to_owned(), name: name.clone() });
+        on.run.host.write_raw(pool, &name, seed::image(&files)?).await?;
+        mark.host_key = key.public;
+        mark.seed = SeedState::Full;
+        // Made now, so that the mark tells what the VM really was made with.
+        mark.made_with = on.node.made_with();
+        on.set_mark(&mark).await
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::candidate::Candidate;
+use crate::cluster::csr::Request;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::stage::Reporter;
 use crate::ssh::Session;
@@ -44,12 +45,14 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
     })?;
     // An older one may be among them, of which the kubelet knows nothing any more.
     for csr in pending {
-        if let Some(objection) = csr.serving_objection(&member.name, &member.hostname, member.ip) {
+        let objection = |seen: &Request| seen.serving_objection(&member.name, &member.hostname, member.ip);
+        if let Some(objection) = objection(&csr) {
             return Err(Error::new(format!("the serving certificate request {} was not approved: {objection}", csr.name))
                 .with_help("only the node's own name and address are approved; if that is right as it is: kubectl certificate approve"));
         }
         report.progress(format!("approving {}", csr.name));
-        if !cluster.approve_csr(&csr.name, &format!("node {} of cluster {} serves", member.name, on.terms().name)).await? {
+        let message = format!("node {} of cluster {} serves", member.name, on.terms().name);
+        if !cluster.approve_csr(&csr, &message, objection).await? {
             return Err(Error::new(format!("this kubeconfig may not approve the serving certificate request {}", csr.name))
                 .with_help(format!("have an administrator run: kubectl certificate approve {}", csr.name)));
         }

@@ -84,6 +84,7 @@ impl Renderer for Bars {
                 let word = match result {
                     NodeResult::Done => style("done").green(),
                     NodeResult::Unchanged => style("unchanged").dim(),
+                    NodeResult::Differs => style("differs").yellow(),
                     NodeResult::Failed => style("failed").red(),
                     NodeResult::Interrupted => style("stopped").yellow(),
                 };

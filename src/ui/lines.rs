@@ -95,7 +95,7 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
             failure_text(&head, failure)
         }
         Event::NodeFinished { .. } => return None,
-        Event::RunFinished { command, done, unchanged, failed, stopped, seconds, next } => {
+        Event::RunFinished { command, done, unchanged, differing, failed, stopped, seconds, next } => {
             let mut text = match (command.as_str(), done, failed + stopped) {
                 ("up" | "create", 0, 0) => format!("nothing to do: {} as the spec says ({seconds:.1} s)\n", are(*unchanged)),
                 ("join", 0, 0) => format!("nothing to do: {} in the cluster and Ready ({seconds:.1} s)\n", are(*unchanged)),
@@ -104,7 +104,8 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
                 ("down", 0, 0) => format!("nothing to remove ({seconds:.1} s)\n"),
                 ("down", _, 0) => format!("{} gone after {seconds:.1} s\n", are(*done)),
                 _ => {
-                    let parts = [(failed, "failed"), (stopped, "stopped"), (done, "done"), (unchanged, "unchanged")];
+                    let parts =
+                        [(failed, "failed"), (stopped, "stopped"), (done, "done"), (unchanged, "unchanged"), (differing, "differing")];
                     let parts: Vec<String> = parts.iter().filter(|(n, _)| **n > 0).map(|(n, word)| format!("{n} {word}")).collect();
                     format!("nodes: {}, after {seconds:.1} s\n", parts.join(", "))
                 }
@@ -185,6 +186,7 @@ mod tests {
                 command: "up".into(),
                 done: 0,
                 unchanged: 1,
+                differing: 0,
                 failed: 1,
                 stopped: 0,
                 seconds: 4.0,

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use console::Term;
 use dialoguer::{Confirm, Input};
 
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Error, Exit, Result};
 
 /// Whether there is somebody to ask, and whether defaults are as good as answers.
 #[derive(Debug, Clone, Copy)]
@@ -46,20 +46,34 @@ impl Prompt {
         if let Some(default) = &question.default {
             input = input.default(default.clone());
         }
-        let answer = input.validate_with(|typed: &String| read(typed).map(drop)).interact_text_on(&Term::stderr()).doing("asking")?;
+        let answer = input.validate_with(|typed: &String| read(typed).map(drop)).interact_text_on(&Term::stderr()).map_err(unanswered)?;
         read(&answer).map_err(usage)
     }
 
-    /// True without asking where nobody is to be asked.
-    pub fn confirm(&self, text: &str) -> Result<bool> {
-        if self.take_defaults || !self.interactive {
+    /// True without asking where nobody is to be asked; `default` is what Enter means.
+    pub fn confirm(&self, text: &str, default: bool) -> Result<bool> {
+        if !self.asks() {
             return Ok(true);
         }
-        Confirm::new().with_prompt(text).default(true).interact_on(&Term::stderr()).doing("asking")
+        Confirm::new().with_prompt(text).default(default).interact_on(&Term::stderr()).map_err(unanswered)
+    }
+
+    /// Whether there is anything to ask, and anybody.
+    pub fn asks(&self) -> bool {
+        self.interactive && !self.take_defaults
     }
 
     /// Something to read before the next question.
     pub fn say(&self, text: &str) {
         let _ = Term::stderr().write_line(text);
     }
+}
+
+/// Ctrl-C at a prompt is a stop like any other.
+fn unanswered(error: dialoguer::Error) -> Error {
+    let dialoguer::Error::IO(io) = &error;
+    if io.kind() == std::io::ErrorKind::Interrupted {
+        return Error::interrupted();
+    }
+    Error::new("the terminal gave no answer").because(error)
 }

@@ -46,6 +46,7 @@ impl Summary {
             let word = match result {
                 NodeResult::Done => "done",
                 NodeResult::Unchanged => "unchanged",
+                NodeResult::Differs => "differs",
                 NodeResult::Failed => "FAILED",
                 NodeResult::Interrupted => "stopped",
             };

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use nodegraft::cluster::Cluster;
+use tokio_util::sync::CancellationToken;
 
 use super::{GRANTS, NEW, OLD, World, eventually, kubectl, kubectl_output, kubernetes, must, text};
 
@@ -172,18 +173,22 @@ fn a_drain_respects_disruption_budgets() {
                 let cluster = Cluster::from_text(&fs::read_to_string(kubernetes(version).join("admin.conf")).unwrap(), "the lab", None)
                     .await
                     .unwrap();
-                cluster.drain("drained", Duration::from_secs(limit), false, |_| {}).await
+                // It has no kubelet, and no lease: an accepted eviction is enough.
+                let node = cluster.node("drained").await.unwrap().unwrap();
+                cluster.drain(&node, Duration::from_secs(limit), &CancellationToken::new(), |_| {}).await
             })
         };
         let refused = drain(4).unwrap_err();
         let all = nodegraft::error::one_line(&refused);
         assert!(all.contains("was not drained within 4 s") && all.contains("default/kept is held back") && all.contains("budget"), "{all}");
-        assert!(kubectl(version, &["get", "--raw", "/api/v1/nodes/drained"]).contains("\"unschedulable\":true"));
+        let cordoned = || kubectl(version, &["get", "--raw", "/api/v1/nodes/drained"]).contains("\"unschedulable\":true");
+        assert!(!cordoned(), "a drain that was given up left the Node cordoned");
         let exists =
             |name: &str| kubectl_output(version, &["get", "--raw", &format!("/api/v1/namespaces/default/pods/{name}")]).status.success();
         assert!(exists("kept") && exists("daemon"), "a pod that must stay is gone");
         kubectl(version, &["delete", "--raw", &format!("/apis/{policy}/namespaces/default/poddisruptionbudgets/keep")]);
         drain(30).unwrap();
+        assert!(cordoned());
         eventually(Duration::from_secs(30), "the evicted pods to be gone", || !exists("kept") && !exists("free"));
         assert!(exists("daemon"));
         kubectl(version, &["delete", "--raw", "/api/v1/namespaces/default/pods/daemon"]);

@@ -33,7 +33,7 @@ fn each_network_system_takes_its_own_file() {
     assert_eq!((prepared.code, prepared.stdout.as_str()), (0, "debian12-networkd.firstboot.qcow2\n"), "{}", prepared.stderr);
     assert_eq!(digest(), before, "the template was changed");
     let volumes = virsh(&["vol-list", "kvmimage"]);
-    assert!(!volumes.contains("nodegraft.image."), "the working volume is left: {volumes}");
+    assert!(!volumes.contains("nodegraft.image.prepare."), "the working volume is left: {volumes}");
     let again = world.run(&prepare);
     assert_eq!(again.code, 4);
     assert!(again.stderr.contains("has a volume debian12-networkd.firstboot.qcow2 already"), "{}", again.stderr);
@@ -175,7 +175,8 @@ fn seed(root: &Path, user: &str, key: &str) {
     );
     let plan = Plan::new(&Spec::parse(&spec, "seed.yaml").unwrap(), Templates::built_in(), &[]).unwrap();
     let key = HostKey { public: format!("ssh-ed25519 {key} host"), private: Some(format!("PRIVATE {key}\n")) };
-    let files = plan.seed_files(&plan.nodes[0], &key, &["ssh-ed25519 AAAA one".into(), "ssh-ed25519 BBBB two".into()]).unwrap();
+    let files =
+        plan.seed_files(&plan.nodes[0], &"5e".repeat(16), &key, &["ssh-ed25519 AAAA one".into(), "ssh-ed25519 BBBB two".into()]).unwrap();
     for (name, text) in files {
         let path = root.join("seed").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,0 +1,249 @@
+//! The inventory: what exists of a cluster on a host, asked of libvirt and of the API server once. `down`, `status`, what
+//! `up` tells of strays and every removal are computed from it. It needs neither profile nor templates.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::removal::{Drain, Removal};
+use crate::cluster::pod::Pod;
+use crate::cluster::token::OurToken;
+use crate::cluster::{Cluster, node::Node};
+use crate::difference::Machine;
+use crate::error::{Error, Result};
+use crate::journal::Thing;
+use crate::libvirt::storage::Pool;
+use crate::libvirt::{Host, domain::Domain};
+use crate::mark::{Claimed, Mark};
+use crate::ownership::{Owner, volume_prefix};
+
+/// What there is of a cluster on one host.
+pub struct Inventory {
+    pub nodes: Vec<Existing>,
+    /// Volumes that have the cluster's prefix and that no claim lists: whose they are cannot be proven.
+    pub unclaimed: Vec<Claimed>,
+    /// Of all domains of the host.
+    pub names: Vec<String>,
+    /// All Nodes of the cluster, ours or not; none where it was not asked.
+    members: Vec<Node>,
+}
+
+/// A node that exists: its claim, and what belongs to it.
+pub struct Existing {
+    pub domain: Domain,
+    pub owner: Owner,
+    pub mark: Mark,
+    /// The volumes of its claim that are there.
+    volumes: Vec<Claimed>,
+    /// Bytes of its disk, which the claim lists first.
+    disk: Option<u64>,
+    /// Pools of its volumes that could not be looked into.
+    inactive: Vec<String>,
+    /// Why its files must stay: somebody else uses them.
+    pub in_use: Option<String>,
+    pub member: Option<Membership>,
+}
+
+/// What the cluster has of a node.
+pub struct Membership {
+    pub node: Option<Node>,
+    pub tokens: Vec<OurToken>,
+    /// On its Node, but for those that stay or are over.
+    pub pods: Vec<Pod>,
+}
+
+impl Inventory {
+    /// One look at libvirt, and one at the API server where there is one. `pool` is where new volumes would go.
+    pub async fn take(host: &Host, cluster: Option<&Cluster>, name: &str, pool: &str) -> Result<Self> {
+        let domains = host.domains().await?;
+        let claims: Vec<(&Domain, &Owner, &Mark)> = domains
+            .iter()
+            .filter_map(|domain| Some((domain, domain.owner()?, domain.proven_mark()?)))
+            .filter(|(_, owner, _)| owner.cluster == name)
+            .collect();
+        let mut wanted: BTreeSet<&str> = claims.iter().flat_map(|(_, _, mark)| &mark.volumes).map(|volume| volume.pool.as_str()).collect();
+        wanted.insert(pool);
+        let mut pools = BTreeMap::new();
+        for pool in wanted {
+            if let Some(found) = host.pool(pool, |_| true).await? {
+                pools.insert(pool.to_owned(), found);
+            }
+        }
+        let members = Members::ask(cluster).await?;
+        let mut nodes = Vec::new();
+        for (domain, owner, mark) in claims {
+            let listed = |volume: &&Claimed| pools.get(&volume.pool).is_some_and(|pool| pool.has(&volume.name));
+            nodes.push(Existing {
+                volumes: mark.volumes.iter().filter(listed).cloned().collect(),
+                inactive: inactive(mark, &pools),
+                disk: mark.volumes.iter().find_map(|volume| Some(pools.get(&volume.pool)?.volume(&volume.name)?.capacity)),
+                in_use: in_use(domain, mark, &domains, &pools),
+                member: members.of(owner, cluster).await?,
+                domain: domain.clone(),
+                owner: owner.clone(),
+                mark: mark.clone(),
+            });
+        }
+        Ok(Self {
+            nodes,
+            unclaimed: unclaimed(name, &domains, &pools),
+            names: domains.iter().map(|domain| domain.name.clone()).collect(),
+            members: members.nodes,
+        })
+    }
+
+    pub fn node(&self, name: &str) -> Option<&Existing> {
+        self.nodes.iter().find(|existing| existing.owner.node == name)
+    }
+
+    /// Nodes that the cluster has of machines which are not on this host.
+    pub fn foreign_nodes(&self) -> impl Iterator<Item = &String> {
+        let here = |node: &&Node| self.nodes.iter().all(|existing| !node.is_of(&existing.owner.instance));
+        self.members.iter().filter(here).map(|node| &node.name)
+    }
+
+    /// The cluster's Node of that name, whoever's.
+    pub fn member(&self, name: &str) -> Option<&Node> {
+        self.members.iter().find(|node| node.name == name)
+    }
+}
+
+impl Existing {
+    /// Everything there is of it, in the order in which it goes: the claim last, so that what was interrupted is found
+    /// again.
+    pub fn removal(&self, drain: Drain) -> Removal {
+        let mut things = Vec::new();
+        let mut drained = None;
+        if let Some(member) = &self.member {
+            // Asked for even where there is none: it may register until its VM is frozen.
+            things.push(Thing::Node { name: self.owner.node.clone() });
+            things.extend(member.tokens.iter().map(|token| Thing::Token { id: token.id.clone() }));
+            if let (Drain::Within(limit), Some(node)) = (drain, &member.node) {
+                drained = Some((node.clone(), limit));
+            }
+        }
+        if self.domain.running {
+            things.push(Thing::Running);
+        }
+        let unseen = self.mark.volumes.iter().filter(|volume| self.inactive.contains(&volume.pool));
+        things
+            .extend(self.volumes.iter().chain(unseen).map(|volume| Thing::Volume { pool: volume.pool.clone(), name: volume.name.clone() }));
+        things.push(Thing::Domain { name: self.domain.name.clone(), uuid: self.domain.uuid.clone() });
+        Removal { owner: self.owner.clone(), uuid: Some(self.domain.uuid.clone()), things, drain: drained }
+    }
+
+    /// As the spec is compared with it.
+    pub fn machine(&self) -> Machine<'_> {
+        Machine { mark: &self.mark, cpus: self.domain.cpus, memory: self.domain.memory, disk: self.disk }
+    }
+
+    /// What a person is asked about: what goes, and what may be lost with it.
+    pub fn describe(&self) -> String {
+        let vm = if self.domain.running { "VM running" } else { "VM off" };
+        let mut text = format!("{}: {vm}, {} volumes", self.owner.node, self.volumes.len());
+        if self.domain.name != self.owner.node {
+            text.push_str(&format!(" (the domain is called {} now)", self.domain.name));
+        }
+        let Some(member) = &self.member else { return text };
+        match &member.node {
+            None => text.push_str("; no Node"),
+            Some(node) => text.push_str(if node.ready { "; Node Ready" } else { "; Node not Ready" }),
+        }
+        let named = |which: &dyn Fn(&Pod) -> bool| {
+            let names: Vec<String> =
+                member.pods.iter().filter(|pod| which(pod)).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+            names.join(", ")
+        };
+        if !member.pods.is_empty() {
+            text.push_str(&format!(", {} pods leave", member.pods.len()));
+        }
+        for (names, why) in
+            [(named(&|pod| !pod.controller), "nothing makes these anew"), (named(&|pod| pod.local_data), "these lose their local data")]
+        {
+            if !names.is_empty() {
+                text.push_str(&format!("; {why}: {names}"));
+            }
+        }
+        text
+    }
+
+    /// Why it may not be removed.
+    pub fn refusal(&self) -> Option<Error> {
+        let why = self.in_use.as_ref()?;
+        Some(Error::new(format!("{} stays as it is: {why}", self.owner.node)).with_help(format!(
+            "nodegraft did not make that: merge or delete the snapshot, or detach the file there, then run the same command again; see: virsh domblklist {}",
+            self.domain.name
+        )))
+    }
+}
+
+/// What the API server has of a cluster's nodes.
+struct Members {
+    asked: bool,
+    nodes: Vec<Node>,
+    tokens: Vec<OurToken>,
+}
+
+impl Members {
+    async fn ask(cluster: Option<&Cluster>) -> Result<Self> {
+        Ok(match cluster {
+            Some(cluster) => Self { asked: true, nodes: cluster.all_nodes().await?, tokens: cluster.our_tokens().await? },
+            None => Self { asked: false, nodes: Vec::new(), tokens: Vec::new() },
+        })
+    }
+
+    async fn of(&self, owner: &Owner, cluster: Option<&Cluster>) -> Result<Option<Membership>> {
+        let Some(cluster) = cluster.filter(|_| self.asked) else { return Ok(None) };
+        let node = self.nodes.iter().find(|node| node.is_of(&owner.instance)).cloned();
+        let tokens = self.tokens.iter().filter(|token| token.owner == *owner).cloned().collect();
+        let pods = match &node {
+            Some(node) => cluster.pods_on(&node.name).await?.into_iter().filter(Pod::must_leave).collect(),
+            None => Vec::new(),
+        };
+        Ok(Some(Membership { node, tokens, pods }))
+    }
+}
+
+fn inactive(mark: &Mark, pools: &BTreeMap<String, Pool>) -> Vec<String> {
+    let pools = mark.volumes.iter().map(|volume| &volume.pool).filter(|pool| pools.get(*pool).is_none_or(|pool| !pool.active));
+    pools.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Who besides its own claim uses a node's files: another domain, a volume that is an overlay on one, or the domain
+/// itself through a file that is not of the claim, as an external snapshot leaves it.
+fn in_use(domain: &Domain, mark: &Mark, domains: &[Domain], pools: &BTreeMap<String, Pool>) -> Option<String> {
+    let path = |volume: &Claimed| {
+        let pool = pools.get(&volume.pool)?;
+        Some(pool.volume(&volume.name).map_or_else(|| pool.path_of(&volume.name), |known| known.path.clone()))
+    };
+    let own: BTreeSet<String> = mark.volumes.iter().filter_map(path).collect();
+    for other in domains.iter().filter(|other| other.uuid != domain.uuid) {
+        if let Some(file) = other.disks.iter().chain(&other.backing).find(|file| own.contains(*file)) {
+            return Some(format!("the domain {} uses {file}", other.name));
+        }
+    }
+    let overlays = pools.values().flat_map(|pool| &pool.volumes).filter(|volume| !own.contains(&volume.path));
+    for overlay in overlays {
+        if let Some(base) = overlay.backing.as_ref().filter(|base| own.contains(*base)) {
+            return Some(format!("{} is an overlay on {base}, such as a snapshot", overlay.path));
+        }
+    }
+    let snapshot = domain.backing.iter().any(|file| own.contains(file))
+        && domain.disks.iter().all(|file| !own.contains(file) || file.ends_with(".seed.img"));
+    let foreign = || domain.disks.iter().find(|file| !own.contains(*file));
+    if snapshot && let Some(file) = foreign() {
+        return Some(format!("its disk is {file} now, an external snapshot"));
+    }
+    None
+}
+
+/// Volumes with the cluster's prefix that no claim of the host lists.
+fn unclaimed(cluster: &str, domains: &[Domain], pools: &BTreeMap<String, Pool>) -> Vec<Claimed> {
+    let prefix = volume_prefix(cluster);
+    let listed: BTreeSet<&Claimed> = domains.iter().filter_map(Domain::proven_mark).flat_map(|mark| &mark.volumes).collect();
+    pools
+        .values()
+        .flat_map(|pool| {
+            pool.names.iter().filter(|name| name.starts_with(&prefix)).map(|name| Claimed { pool: pool.name.clone(), name: name.clone() })
+        })
+        .filter(|volume| !listed.contains(volume))
+        .collect()
+}
