@@ -97,6 +97,12 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
         Event::NodeFinished { .. } => return None,
         Event::RunFinished { command, done, unchanged, differing, failed, stopped, seconds, next } => {
             let mut text = match (command.as_str(), done, failed + stopped) {
+                ("up" | "create", _, 0) if *differing > 0 => {
+                    let others = done + unchanged;
+                    let others = if others == 0 { String::new() } else { format!("; {} as the spec says", are(others)) };
+                    let who = if *differing == 1 { "1 node differs".to_owned() } else { format!("{differing} nodes differ") };
+                    format!("{who} from the spec in what only a new VM can change{others} ({seconds:.1} s)\n")
+                }
                 ("up" | "create", 0, 0) => format!("nothing to do: {} as the spec says ({seconds:.1} s)\n", are(*unchanged)),
                 ("join", 0, 0) => format!("nothing to do: {} in the cluster and Ready ({seconds:.1} s)\n", are(*unchanged)),
                 ("up" | "join", _, 0) => format!("{} Ready in {seconds:.1} s\n", are(done + unchanged)),
