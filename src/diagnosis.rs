@@ -1,6 +1,8 @@
 //! Why a machine does not join, told from what the API server, the guest and the kubelet's log show. Pure: the stages
 //! collect the facts. The kubelet's words are those of 1.18 and of 1.35, as the lab shows them.
 
+use crate::kubelet::Version;
+
 /// What was waited for when time ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
@@ -57,7 +59,7 @@ pub struct Guest {
     pub restarts: u32,
     pub config_missing: bool,
     pub swap: bool,
-    /// A runtime's unit that is there and does not run.
+    /// The unit of the runtime that this kubelet uses, if it is there and does not run.
     pub runtime_down: Option<String>,
     /// Seconds by which the guest's clock is ahead of the API server's.
     pub skew: Option<i64>,
@@ -90,6 +92,32 @@ impl Guest {
             let line = line.to_lowercase();
             words.iter().any(|word| line.contains(word))
         })
+    }
+}
+
+/// The unit of the container runtime that a kubelet uses, by its flags, which win, its configuration, and what its version
+/// does without either. `None` for a runtime that nobody here knows.
+pub fn runtime_unit(flags: &str, endpoint: &str, version: Option<Version>) -> Option<&'static str> {
+    let mut words = flags.split_whitespace();
+    let (mut flagged, mut remote) = (None, false);
+    while let Some(word) = words.next() {
+        let (flag, value) = word.split_once('=').unwrap_or_else(|| (word, words.next().unwrap_or_default()));
+        match flag {
+            "--container-runtime-endpoint" => flagged = Some(value),
+            "--container-runtime" => remote = value == "remote",
+            _ => {}
+        }
+    }
+    let endpoint = flagged.unwrap_or(endpoint);
+    let known = [("dockershim", "docker"), ("cri-dockerd", "cri-docker"), ("containerd", "containerd"), ("crio", "crio")];
+    let named = known.into_iter().find(|(part, _)| endpoint.contains(part)).map(|(_, unit)| unit);
+    match version {
+        _ if named.is_some() => named,
+        _ if !endpoint.trim_matches(['"', '\'', ' ']).is_empty() || remote => None,
+        // 1.24 took dockershim away.
+        Some(version) if version.minor < 24 => Some("docker"),
+        Some(_) => Some("containerd"),
+        None => None,
     }
 }
 
@@ -300,6 +328,33 @@ mod tests {
         assert!(crash("running with swap on is not supported", |g| g.swap = true).contains("swap is on"));
         assert!(crash("failed to load kubelet config file", |g| g.config_missing = true).contains("config.yaml is missing"));
         assert!(crash("connect: no such file or directory", |g| g.runtime_down = Some("containerd".into())).contains("containerd"));
+    }
+
+    #[test]
+    fn a_kubelets_runtime_is_told_by_its_flags_its_configuration_and_its_version() {
+        // Flags, the configuration's endpoint, version, and the runtime's unit.
+        let cases = [
+            ("", "unix:///run/containerd/containerd.sock", "1.35.4", Some("containerd")),
+            ("", "\"unix:///var/run/crio/crio.sock\"", "1.30.0", Some("crio")),
+            ("", "unix:///run/cri-dockerd.sock", "1.30.0", Some("cri-docker")),
+            ("--container-runtime-endpoint=unix:///run/crio/crio.sock", "unix:///run/containerd/containerd.sock", "1.30.0", Some("crio")),
+            (
+                "--container-runtime=remote --container-runtime-endpoint unix:///run/containerd/containerd.sock",
+                "",
+                "1.18.3",
+                Some("containerd"),
+            ),
+            ("--container-runtime-endpoint=unix:///var/run/dockershim.sock", "", "1.20.2", Some("docker")),
+            ("", "", "1.18.3", Some("docker")),
+            ("--container-runtime=docker", "", "1.23.9", Some("docker")),
+            ("", "", "1.24.0", Some("containerd")),
+            ("", "unix:///run/frakti.sock", "1.18.3", None),
+            ("--container-runtime=remote", "", "1.18.3", None),
+            ("", "", "unknown", None),
+        ];
+        for (flags, endpoint, version, unit) in cases {
+            assert_eq!(runtime_unit(flags, endpoint, Version::parse(version)), unit, "{flags} {endpoint} {version}");
+        }
     }
 
     #[test]

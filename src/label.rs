@@ -3,6 +3,7 @@
 
 const NAME: usize = 63;
 const PREFIX: usize = 253;
+const ALLOWED: &str = "letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit";
 
 /// What is wrong with a label's (or a taint's) key: an optional DNS name and `/`, then a name.
 pub fn check_key(key: &str) -> Result<(), String> {
@@ -15,22 +16,12 @@ pub fn check_key(key: &str) -> Result<(), String> {
             name
         }
     };
-    if is_name(name) {
-        return Ok(());
-    }
-    Err(format!(
-        "a key's name has 1 to {NAME} letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit: `{name}` does not"
-    ))
+    if is_name(name) { Ok(()) } else { Err(format!("a key's name has 1 to {NAME} {ALLOWED}")) }
 }
 
 /// What is wrong with a label's (or a taint's) value. Empty is well.
 pub fn check_value(value: &str) -> Result<(), String> {
-    if value.is_empty() || is_name(value) {
-        return Ok(());
-    }
-    Err(format!(
-        "a value has at most {NAME} letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit: `{value}` does not"
-    ))
+    if value.is_empty() || is_name(value) { Ok(()) } else { Err(format!("a value has at most {NAME} {ALLOWED}")) }
 }
 
 fn is_name(text: &str) -> bool {

@@ -50,7 +50,7 @@ impl FromStr for Taint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (left, effect) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no effect"))?;
+        let (left, effect) = text.rsplit_once(':').ok_or("it has no effect")?;
         let effect = Effect::parse(effect).ok_or_else(|| format!("`{effect}` is not an effect of taints"))?;
         let (key, value) = left.split_once('=').unwrap_or((left, ""));
         label::check_key(key)?;

@@ -103,6 +103,13 @@ fn bad_specs_are_refused_with_the_place_and_the_remedy() {
         ("profile: debian-containerd", "profile: debian-docker", &["dockershim", "containerd profile"]),
         ("labels: {disk: ssd}", "vars: {pause: x}", &["no variable `pause`", "pause_image"]),
         ("labels: {disk: ssd}", "deadlines: {boot: 90}", &["90", "10m"]),
+        ("{disk: ssd}", "{disk: 'solid state'}", &["cluster.yaml:20:78", "solid state", "value of the label `disk`"]),
+        ("{disk: ssd}", "{-disk: ssd}", &["cluster.yaml:20:79", "`-disk` cannot be a label's key", "example.com/disk"]),
+        ("labels: {disk: ssd}", "taints: [gpu]", &["cluster.yaml:20:72", "`gpu` is not a taint", "it has no effect", "key=value:Effect"]),
+        ("labels: {disk: ssd}", "taints: ['gpu=a b:NoSchedule']", &["cluster.yaml:20:72", "gpu=a b"]),
+        ("labels: {disk: ssd}", "taints: ['gpu:NoStart']", &["cluster.yaml:20:72", "`NoStart` is not an effect", "PreferNoSchedule"]),
+        ("labels: {disk: ssd}", "taints: ['a=1:NoExecute', 'a=2:NoExecute']", &["cluster.yaml:20:89", "given twice"]),
+        ("  cpus: 2\n", "  cpus: 2\n  labels: {a/b/c: x}\n", &["cluster.yaml:13:19", "`a/b/c` cannot be a label's key"]),
     ];
     for (from, to, wanted) in cases {
         let said = refusal(from, to);
@@ -110,6 +117,17 @@ fn bad_specs_are_refused_with_the_place_and_the_remedy() {
             assert!(said.contains(words), "`{from}` -> `{to}`: `{words}` is not in:\n{said}");
         }
     }
+}
+
+#[test]
+fn labels_and_taints_of_the_defaults_and_of_the_node() {
+    let text = GOOD.replace("  cpus: 2\n", "  cpus: 2\n  labels: {tier: gold, disk: hdd}\n  taints: ['gpu=true:NoSchedule']\n");
+    let plan = plan(&text.replace("labels: {disk: ssd}", "labels: {disk: ssd}, taints: ['only:NoExecute']"));
+    let taints = |node: usize| plan.nodes[node].taints.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!((plan.nodes[0].labels["tier"].as_str(), plan.nodes[0].labels["disk"].as_str()), ("gold", "hdd"));
+    assert_eq!((plan.nodes[1].labels["tier"].as_str(), plan.nodes[1].labels["disk"].as_str()), ("gold", "ssd"));
+    assert_eq!((taints(0), taints(1)), (vec!["gpu=true:NoSchedule".to_owned()], vec!["only:NoExecute".to_owned()]));
+    assert_eq!(plan.member(&plan.nodes[1]).taints, plan.nodes[1].taints);
 }
 
 #[test]

@@ -3,21 +3,30 @@
 use std::time::Duration;
 
 use super::candidate::Candidate;
-use crate::diagnosis::{Explanation, Facts, Guest, SKEW, TokenState, Waited, explain};
+use crate::diagnosis::{Explanation, Facts, Guest, SKEW, TokenState, Waited, explain, runtime_unit};
 use crate::error::{Error, Result};
+use crate::kubelet::Version;
 use crate::ssh::Session;
 
 const SHORT: Duration = Duration::from_secs(30);
 const SHOWN: usize = 8;
 
-/// A line `key=value` for each fact. A runtime counts as down if its unit is there and does not run.
-const LOOK: &str = "\
-echo \"kubelet=$(systemctl is-active kubelet 2>/dev/null)\"
+/// A line `key=value` for each fact. A runtime is down if its unit is there and does not run; whether this kubelet uses it
+/// is told by the flags of its unit and of the unit's environment files, its configuration, and its version.
+const LOOK: &str = r#"
+echo "kubelet=$(systemctl is-active kubelet 2>/dev/null)"
 [ -s /var/lib/kubelet/config.yaml ] || echo config=missing
-[ \"$(wc -l </proc/swaps)\" -le 1 ] || echo swap=on
-for unit in containerd docker; do
-  [ \"$(systemctl show $unit -p LoadState 2>/dev/null)\" != LoadState=loaded ] || systemctl is-active -q $unit || echo runtime=$unit
-done";
+[ "$(wc -l </proc/swaps)" -le 1 ] || echo swap=on
+for unit in containerd crio docker cri-docker; do
+  [ "$(systemctl show $unit -p LoadState 2>/dev/null)" != LoadState=loaded ] || systemctl is-active -q $unit || echo down=$unit
+done
+echo "version=$(kubelet --version 2>/dev/null)"
+echo "endpoint=$(sed -n 's/^containerRuntimeEndpoint:[[:space:]]*//p' /var/lib/kubelet/config.yaml 2>/dev/null)"
+unit=$(systemctl cat kubelet 2>/dev/null | grep -v '^[[:space:]]*[#;]')
+files=$(echo "$unit" | sed -n 's/^EnvironmentFile=-*//p')
+flags=$({ echo "$unit"; [ -z "$files" ] || cat $files; } 2>/dev/null | grep -o -e '--container-runtime[a-z-]*[= ][^ "]*' | tr '\n' ' ')
+echo "flags=$flags"
+"#;
 
 /// The machine's clock when its join began, and how far it is off.
 #[derive(Debug, Clone, Copy)]
@@ -69,15 +78,20 @@ pub async fn restarts(session: &Session) -> u32 {
 /// Looks at the machine.
 pub async fn guest(session: &Session, begun: Begun) -> Guest {
     let found = session.output(LOOK, SHORT).await.unwrap_or_default();
-    let value = |key: &str| found.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned);
+    Guest { restarts: restarts(session).await, skew: begun.skew, log: log(session, begun).await, ..parse(&found) }
+}
+
+fn parse(found: &str) -> Guest {
+    let pairs: Vec<(&str, &str)> = found.lines().filter_map(|line| line.split_once('=')).collect();
+    let value = |key: &str| pairs.iter().find(|(has, _)| *has == key).map_or("", |(_, value)| value);
+    let version = value("version").split_whitespace().last().and_then(Version::parse);
+    let runtime = runtime_unit(value("flags"), value("endpoint"), version);
     Guest {
-        kubelet: value("kubelet").unwrap_or_default(),
-        restarts: restarts(session).await,
-        config_missing: value("config").is_some(),
-        swap: value("swap").is_some(),
-        runtime_down: value("runtime"),
-        skew: begun.skew,
-        log: log(session, begun).await,
+        kubelet: value("kubelet").to_owned(),
+        config_missing: !value("config").is_empty(),
+        swap: !value("swap").is_empty(),
+        runtime_down: runtime.filter(|unit| pairs.contains(&("down", *unit))).map(str::to_owned),
+        ..Guest::default()
     }
 }
 
@@ -121,4 +135,59 @@ pub fn error(what: String, facts: &Facts) -> Error {
 /// The API server's URL as the machine is told it.
 pub fn server<C: Candidate>(on: &C) -> &str {
     on.terms().server.as_deref().unwrap_or(&on.cluster().server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    /// Looks at a machine of fake programs. `unit` is the kubelet's.
+    fn look(unit: &str, version: &str, down: &str) -> Guest {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, script: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        program("kubelet", format!("echo 'Kubernetes {version}'"));
+        std::fs::write(dir.path().join("unit"), unit.replace("DIR", &dir.path().display().to_string())).unwrap();
+        std::fs::write(dir.path().join("flags.env"), "KUBELET_ARGS=\"--v=2 --container-runtime-endpoint=unix:///run/crio/crio.sock\"\n")
+            .unwrap();
+        let at = dir.path().display();
+        program(
+            "systemctl",
+            format!(
+                "case $1 in\n  cat) cat {at}/unit;;\n  show) echo LoadState=loaded;;\n  is-active) case \" {down} \" in *\" $3 \"*) exit 3;; esac; [ \"$2\" = -q ] || echo active;;\nesac"
+            ),
+        );
+        let path = format!("{at}:{}", std::env::var("PATH").unwrap());
+        let output = Command::new("bash").args(["-c", LOOK]).env("PATH", path).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        parse(&String::from_utf8(output.stdout).unwrap())
+    }
+
+    #[test]
+    fn only_the_runtime_that_the_kubelet_uses_counts() {
+        let containerd = "[Service]\n# --container-runtime-endpoint=unix:///var/run/dockershim.sock\nExecStart=/usr/bin/kubelet \\\n  --container-runtime=remote \\\n  --container-runtime-endpoint=unix:///run/containerd/containerd.sock\n";
+        let plain = "[Service]\nExecStart=/usr/bin/kubelet --v=2\n";
+        let from_file = "[Service]\nEnvironmentFile=-DIR/flags.env\nEnvironmentFile=-DIR/none\nExecStart=/usr/bin/kubelet $KUBELET_ARGS\n";
+        // The kubelet's unit, its version, the units that are down, and the one that counts.
+        let cases = [
+            (containerd, "v1.23.1", "docker", None),
+            (containerd, "v1.23.1", "docker containerd", Some("containerd")),
+            (plain, "v1.35.4", "docker", None),
+            (plain, "v1.35.4", "docker containerd", Some("containerd")),
+            (plain, "v1.18.3", "docker containerd", Some("docker")),
+            (plain, "v1.18.3", "containerd", None),
+            (from_file, "v1.30.0", "docker containerd", None),
+            (from_file, "v1.30.0", "containerd crio", Some("crio")),
+        ];
+        for (unit, version, down, counts) in cases {
+            let guest = look(unit, version, down);
+            assert_eq!(guest.runtime_down.as_deref(), counts, "{version}, {down} down, {unit}");
+            assert_eq!(guest.kubelet, "active");
+        }
+    }
 }
