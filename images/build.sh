@@ -1,8 +1,12 @@
 # Guest images made from Debian packages of the mirror this machine is configured for, and the packages
 # that guests install later, served to them by the lab's file server.
 
+IMAGE_SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=/dev/null
+. "$IMAGE_SOURCE/tiny.sh"
+
 # flavour -> suite, packages beyond the base, kernel command line. debian12 is the plain one: no cloud-init.
-declare -A IMAGE_SUITE=([debian13]=trixie [debian12]=bookworm)
+declare -A IMAGE_SUITE=([debian13]=trixie [debian12]=bookworm [tiny]=$TINY_SUITE)
 declare -A IMAGE_EXTRA=([debian13]='cloud-init,netplan.io,systemd-resolved' [debian12]=ifupdown)
 # A 1.18 kubelet knows only cgroup v1.
 declare -A IMAGE_CMDLINE=([debian13]="" [debian12]=systemd.unified_cgroup_hierarchy=0)

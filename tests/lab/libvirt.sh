@@ -2,28 +2,32 @@
 
 libvirt_up() {
   virsh_lab version >/dev/null 2>&1 && return
-  local dir
-  for dir in run lib cache etc log; do mkdir -p "$LAB_STATE/libvirt/$dir"; done
-  cp -rn /etc/libvirt/. "$LAB_STATE/libvirt/etc/" 2>/dev/null || true
-  rm -rf "$LAB_STATE"/libvirt/etc/qemu/autostart "$LAB_STATE"/libvirt/etc/qemu/networks/autostart "$LAB_STATE"/libvirt/etc/storage
-  # Guests of the lab need no confinement of their own, and the host's profiles do not know its paths.
-  printf 'security_driver = "none"\nremember_owner = 0\n' >"$LAB_STATE/libvirt/etc/qemu.conf"
-  printf 'unix_sock_group = "root"\nauth_unix_rw = "none"\nlisten_tls = 0\n' >"$LAB_STATE/libvirt/etc/libvirtd.conf"
-  local pair
-  for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt etc:/etc/libvirt log:/var/log/libvirt; do
-    mkdir -p "${pair#*:}"
-    inside mount --bind "$LAB_STATE/libvirt/${pair%%:*}" "${pair#*:}"
-  done
   # libvirtd probes as root and later asks whether qemu's user may open /dev/kvm: where the answers differ it
   # probes again at every call, 17 s each. The lab's own node lets both in; the host's stays as it is.
   if [[ -e /dev/kvm ]]; then
     [[ -e $LAB_STATE/kvm ]] || mknod -m 666 "$LAB_STATE/kvm" c 10 232
     inside mount --bind "$LAB_STATE/kvm" /dev/kvm
   fi
-  # Their pid files live in /run itself.
-  inside virtlogd -d -p /run/libvirt/virtlogd.pid
-  inside libvirtd -d -p /run/libvirt/libvirtd.pid
+  libvirt_start inside "$LAB_STATE/libvirt"
   wait_until 20 libvirtd virsh_lab version
+}
+
+# libvirt_start WHERE DIRECTORY: a libvirtd in the mount namespace that WHERE runs commands in, its state in a directory.
+libvirt_start() {
+  local where=$1 root=$2 dir pair
+  for dir in run lib cache etc log; do mkdir -p "$root/$dir"; done
+  cp -rn /etc/libvirt/. "$root/etc/" 2>/dev/null || true
+  rm -rf "$root"/etc/qemu/*.xml "$root"/etc/qemu/autostart "$root"/etc/qemu/networks/* "$root"/etc/storage
+  # Guests of the lab need no confinement of their own, and the host's profiles do not know its paths.
+  printf 'security_driver = "none"\nremember_owner = 0\n' >"$root/etc/qemu.conf"
+  printf 'unix_sock_group = "root"\nauth_unix_rw = "none"\nlisten_tls = 0\n' >"$root/etc/libvirtd.conf"
+  for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt etc:/etc/libvirt log:/var/log/libvirt; do
+    mkdir -p "${pair#*:}"
+    "$where" mount --bind "$root/${pair%%:*}" "${pair#*:}"
+  done
+  # Their pid files live in /run itself.
+  "$where" virtlogd -d -p /run/libvirt/virtlogd.pid
+  "$where" libvirtd -d -p /run/libvirt/libvirtd.pid
 }
 
 # Without a terminal, on which virsh would start an agent to ask for passwords.
@@ -36,20 +40,38 @@ network_up() {
   virsh_lab net-start "$LAB_NETWORK"
 }
 
-# pool_up VERSION...: the pool, with the templates these versions need.
+# pool_up VERSION...: the pool, with the tiny template and those these versions need.
 pool_up() {
-  local version image target
-  mkdir -p "$LAB_STATE/pool"
-  virsh_lab pool-info "$LAB_POOL" >/dev/null 2>&1 ||
-    virsh_lab pool-define-as "$LAB_POOL" dir --target "$LAB_STATE/pool"
-  # Not by a pipe: `grep -q` would end virsh early, and that counts as a failure here.
-  [[ $(virsh_lab pool-info "$LAB_POOL") =~ State:\ +running ]] || virsh_lab pool-start "$LAB_POOL"
+  local version image
+  pool_start virsh_lab "$LAB_POOL" "$LAB_STATE/pool"
+  pool_add "$LAB_STATE/pool" tiny
   for version in "$@"; do
-    for image in "${LAB_IMAGE[$version]}" $(image_variants "${LAB_IMAGE[$version]}"); do
-      target=$LAB_STATE/pool/$image.qcow2
-      [[ -f $target ]] || cp --reflink=auto "$(image_file "$image")" "$target"
-      chmod 644 "$target"
-    done
+    for image in "${LAB_IMAGE[$version]}" $(image_variants "${LAB_IMAGE[$version]}"); do pool_add "$LAB_STATE/pool" "$image"; done
   done
   virsh_lab pool-refresh "$LAB_POOL"
+}
+
+# pool_start VIRSH NAME DIRECTORY
+pool_start() {
+  local virsh=$1 name=$2 target=$3
+  mkdir -p "$target"
+  "$virsh" pool-info "$name" >/dev/null 2>&1 || "$virsh" pool-define-as "$name" dir --target "$target"
+  # Not by a pipe: `grep -q` would end virsh early, and that counts as a failure here.
+  [[ $("$virsh" pool-info "$name") =~ State:\ +running ]] || "$virsh" pool-start "$name"
+}
+
+# pool_add DIRECTORY IMAGE
+pool_add() {
+  [[ -f $1/$2.qcow2 ]] || cp --reflink=auto "$(image_file "$2")" "$1/$2.qcow2"
+  chmod 644 "$1/$2.qcow2"
+}
+
+# A pool that is soon full: 64 MB of memory with the tiny template in it. The test fills the rest.
+full_pool_up() {
+  local target=$LAB_STATE/fullpool
+  mkdir -p "$target"
+  [[ $(inside stat -f -c %T "$target") == tmpfs ]] || inside mount -t tmpfs -o size=64m,mode=755 tmpfs "$target"
+  [[ -f /proc/$(holder_pid)/root$target/tiny.qcow2 ]] || inside cp "$(image_file tiny)" "$target/tiny.qcow2"
+  pool_start virsh_lab fullpool "$target"
+  virsh_lab pool-refresh fullpool
 }

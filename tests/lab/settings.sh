@@ -14,6 +14,8 @@ LAB_GATEWAY=192.168.3.1
 LAB_POOL=kvmimage
 LAB_NETWORK=lab
 LAB_URI="qemu+unix:///system?socket=$LAB_STATE/libvirt/run/libvirt-sock"
+# Of the second host, where it is raised.
+LAB_URI2="qemu+unix:///system?socket=$LAB_STATE/second/libvirt/run/libvirt-sock"
 
 # Kubernetes version -> address of its API server. The first one is the default.
 declare -A LAB_API_ADDRESS=([v1.35.4]=192.168.3.101 [v1.18.3]=192.168.3.102)
