@@ -7,6 +7,9 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::mark::Mark;
 
+/// What the name of a seed volume ends in.
+pub const SEED_SUFFIX: &str = ".seed.img";
+
 /// Of which cluster, which node and which life of it a thing is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Owner {
@@ -39,7 +42,7 @@ impl Owner {
 
     /// The name of its seed volume.
     pub fn seed(&self) -> String {
-        format!("{}.seed.img", self.stem())
+        format!("{}{SEED_SUFFIX}", self.stem())
     }
 
     fn stem(&self) -> String {

@@ -13,7 +13,7 @@ use crate::journal::Thing;
 use crate::libvirt::storage::Pool;
 use crate::libvirt::{Host, domain::Domain};
 use crate::mark::{Claimed, Mark};
-use crate::ownership::{Owner, volume_prefix};
+use crate::ownership::{Owner, SEED_SUFFIX, volume_prefix};
 
 /// What there is of a cluster on one host.
 pub struct Inventory {
@@ -63,7 +63,8 @@ impl Inventory {
         wanted.insert(pool);
         let mut pools = BTreeMap::new();
         for pool in wanted {
-            if let Some(found) = host.pool(pool, |_| true).await? {
+            // A seed volume is raw: it stands on nothing.
+            if let Some(found) = host.pool(pool, |name| !name.ends_with(SEED_SUFFIX)).await? {
                 pools.insert(pool.to_owned(), found);
             }
         }
@@ -227,7 +228,7 @@ fn in_use(domain: &Domain, mark: &Mark, domains: &[Domain], pools: &BTreeMap<Str
         }
     }
     let snapshot = domain.backing.iter().any(|file| own.contains(file))
-        && domain.disks.iter().all(|file| !own.contains(file) || file.ends_with(".seed.img"));
+        && domain.disks.iter().all(|file| !own.contains(file) || file.ends_with(SEED_SUFFIX));
     let foreign = || domain.disks.iter().find(|file| !own.contains(*file));
     if snapshot && let Some(file) = foreign() {
         return Some(format!("its disk is {file} now, an external snapshot"));

@@ -241,8 +241,9 @@ impl Remover<'_> {
             Thing::Volume { pool, name } => self.volume(pool, name).await,
             Thing::Domain { name, .. } => {
                 let (host, uuid) = self.machine(removal)?;
-                // One that this run began to define may never have come about.
-                host.power_off(uuid).await?;
+                if !removal.powers_off() {
+                    host.power_off(uuid).await?;
+                }
                 Ok(if host.undefine(uuid).await? { Undone::Removed(name.clone()) } else { Undone::Absent })
             }
             // Shared by the nodes of a cluster: it is released once, after all of them.

@@ -5,6 +5,7 @@ mod centos7;
 mod chapters;
 mod first_boot;
 mod machines;
+mod ownership;
 mod refusals;
 mod roads;
 mod troubles;
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 pub const OLD: &str = "v1.18.3";
 pub const NEW: &str = "v1.35.4";
 
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: lab tests run inside the lab, by `make test`"))
 }
 
@@ -80,6 +81,27 @@ impl World {
         fs::write(dir.path().join("cluster.yaml"), change(text)).unwrap();
         let names = nodes.iter().map(|node| node.split("name: ").nth(1).unwrap().split([',', '}']).next().unwrap().to_owned()).collect();
         Self { name: name.to_owned(), dir, version, nodes: names }
+    }
+
+    /// VMs of the tiny image that join nothing: they boot in seconds, and have no kubelet. `nodes` are names and last bytes of
+    /// addresses.
+    pub fn tiny(name: &str, nodes: &[(&str, u8)], change: impl Fn(String) -> String) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let list: String = nodes.iter().map(|(name, byte)| format!("  - {{name: {name}, address: 192.168.3.{byte}/24}}\n")).collect();
+        let text = format!(
+            "version: 1\ncluster:\n  name: {name}\n  join: false\nhost:\n  uri: {}\n  pool: kvmimage\n  network: {{bridge: br0}}\n  disk_cache: unsafe\n\
+             defaults:\n  template: tiny.qcow2\n  cpus: 1\n  memory: 256MiB\n  disk: 1GiB\n  gateway: 192.168.3.1\nnodes:\n{list}",
+            variable("NODEGRAFT_LAB_URI"),
+        );
+        fs::write(dir.path().join("cluster.yaml"), change(text)).unwrap();
+        let names = nodes.iter().map(|(name, _)| (*name).to_owned()).collect();
+        Self { name: name.to_owned(), dir, version: NEW, nodes: names }
+    }
+
+    /// The spec with today's cluster in it: `down` needs no more than that, and what it says of nodes may be anything.
+    pub fn joins(&self) {
+        let kubeconfig = kubernetes(NEW).join("admin.conf");
+        self.edit(|spec| spec.replace("  join: false\n", &format!("  kubeconfig: {}\n", kubeconfig.display())));
     }
 
     pub fn edit(&self, change: impl Fn(String) -> String) {
