@@ -18,7 +18,7 @@ use crate::error::{Error, Result, one_line};
 
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 /// How often a kubelet that is waited for is looked at.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
 /// What the way back may take.
 const WAY_BACK: Duration = Duration::from_secs(20);
 
