@@ -592,7 +592,7 @@ async fn a_drain_that_is_held_back_names_the_budget_and_leaves_the_node_as_it_wa
         api.always(&eviction("kept"), budget());
         let error = drain(&cluster, &node, Duration::from_millis(1500)).await.unwrap_err();
         let all = clauses(&error);
-        assert!(all.contains("was not drained within 1 s: 1 pods are left"), "{all}");
+        assert!(all.contains("was not drained within 1 s, with 1 pod left"), "{all}");
         assert!(all.contains("default/kept is held back: The disruption budget keep needs 1 healthy pods and has 1 currently"), "{all}");
         assert!(error.detail().contains(&"default/kept"));
         assert_eq!(cordons(&api), expected, "cordoned before: {cordoned}");
@@ -616,13 +616,21 @@ async fn a_drain_that_is_stopped_or_fails_leaves_the_node_schedulable() {
     assert_eq!(cordons(&api), [true, false]);
     assert!(told.lock().unwrap().iter().any(|line| line.contains("kept is held back")), "{told:?}");
 
-    // The way back is waited for, too, and if it fails that is told with the remedy.
     let (api, cluster, node) = with_node().await;
     put_pod(&api, "kept", None);
     api.always(&eviction("kept"), Fault::Status(403, Value::Null));
     let error = drain(&cluster, &node, Duration::from_secs(20)).await.unwrap_err();
     assert_eq!(clauses(&error), "evicting the pod default/kept: it is told to");
     assert_eq!(cordons(&api), [true, false]);
+
+    // Nor does it get lost because others write the Node just then.
+    let (api, cluster, node) = with_node().await;
+    put_pod(&api, "kept", None);
+    api.always(&eviction("kept"), Fault::Status(403, Value::Null));
+    api.fail(&format!("PATCH {N1}"), [Fault::Status(409, Value::Null), Fault::Status(503, Value::Null)]);
+    drain(&cluster, &node, Duration::from_secs(20)).await.unwrap_err();
+    assert!(!cluster.node("n1").await.unwrap().unwrap().unschedulable);
+    assert_eq!(cordons(&api), [true, true, true, false]);
 
     // Stopped before it began: nothing was touched.
     let (api, cluster, node) = with_node().await;
@@ -661,7 +669,7 @@ async fn a_drain_waits_for_a_kubelet_that_lives_and_not_for_a_dead_one() {
     api.always(&eviction("slow"), Fault::Text(201, "{}"));
     api.put(LEASE, json!({"metadata": {}, "spec": {"renewTime": now()}}));
     let error = drain(&cluster, &node, Duration::from_secs(1)).await.unwrap_err();
-    assert!(clauses(&error).contains("1 pods are left"));
+    assert!(clauses(&error).contains("1 pod left"));
     assert_eq!(api.seen(&eviction("slow")).len(), 1, "it is asked once");
 
     let begun = Instant::now();
