@@ -127,7 +127,7 @@ pub(super) async fn once<T>(call: impl Future<Output = Result<T, kube::Error>>) 
 async fn once_within<T>(limit: Duration, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
     match tokio::time::timeout(limit, call).await {
         Ok(result) => result.map_err(|error| failure(&error)),
-        Err(_) => Err(Failure::new(Kind::Passing { after: None }, format!("no answer within {} s", limit.as_secs().max(1)))),
+        Err(_) => Err(Failure::new(Kind::Passing { after: None }, "no answer in time")),
     }
 }
 
@@ -165,7 +165,8 @@ where
     insist(PATIENCE, call).await.map_err(|failure| failure.during(what))
 }
 
-/// Deletes exactly the object that was looked at. False if it is gone, or if another bears its name now.
+/// Deletes exactly the object that was looked at, and waits for whoever holds it by a finalizer. False if it is gone, or if
+/// another bears its name now.
 pub(super) async fn delete<K>(api: &Api<K>, what: &str, name: &str, uid: &str) -> Result<bool>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
@@ -178,7 +179,13 @@ where
     let until = Instant::now() + PATIENCE.limit;
     loop {
         let failure = match insist(PATIENCE, || api.delete(name, &params)).await {
-            Ok(_) => return Ok(true),
+            Ok(deleted) => {
+                let held = deleted.left().map(|object| object.finalizers().join(", ")).filter(|finalizers| !finalizers.is_empty());
+                return match held {
+                    Some(finalizers) => released(api, &what, name, uid, &finalizers).await.map(|()| true),
+                    None => Ok(true),
+                };
+            }
             Err(failure) => failure,
         };
         tried_before |= failure.tried_before;
@@ -194,6 +201,25 @@ where
         }
         tokio::time::sleep(backoff.next()).await;
     }
+}
+
+/// Waits until a deleted object is let go.
+async fn released<K>(api: &Api<K>, what: &str, name: &str, uid: &str, finalizers: &str) -> Result<()>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    const LIMIT: Duration = Duration::from_secs(30);
+    const LOOK: Duration = Duration::from_millis(500);
+    let until = Instant::now() + LIMIT;
+    while within(what, || api.get_opt(name)).await?.is_some_and(|found| found.uid().as_deref() == Some(uid)) {
+        if Instant::now() >= until {
+            return Err(Error::new(what)
+                .because(Error::new(format!("{} s after its deletion it is still held by its finalizers: {finalizers}", LIMIT.as_secs())))
+                .with_help("it goes as soon as whoever set them lets go of it"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 fn failure(error: &kube::Error) -> Failure {
@@ -267,4 +293,128 @@ fn one_clause(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     let clause: String = line.strip_suffix('.').unwrap_or(line).chars().take(400).collect();
     clause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::one_line;
+    use kube::core::Status;
+    use kube::core::response::StatusDetails;
+    use std::collections::VecDeque;
+
+    fn status(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Status::failure(message, "Reason").with_code(code).boxed())
+    }
+
+    fn later(code: u16, seconds: u32) -> kube::Error {
+        let details = StatusDetails {
+            name: String::new(),
+            group: String::new(),
+            kind: String::new(),
+            uid: String::new(),
+            causes: Vec::new(),
+            retry_after_seconds: seconds,
+        };
+        kube::Error::Api(Status { details: Some(details), ..Status::failure("later", "").with_code(code) }.boxed())
+    }
+
+    fn io(kind: io::ErrorKind) -> kube::Error {
+        kube::Error::Service(Box::new(io::Error::from(kind)))
+    }
+
+    /// Gives these answers, then the last one for ever. Returns what came of it, after how long, and how many tries.
+    async fn tried(patience: Patience, answers: Vec<fn() -> Result<u8, kube::Error>>) -> (Result<u8, Failure>, Duration, usize) {
+        let begun = Instant::now();
+        let mut answers = VecDeque::from(answers);
+        let mut tries = 0;
+        let result = insist(patience, || {
+            tries += 1;
+            let answer = if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0] };
+            async move { answer() }
+        })
+        .await;
+        (result, begun.elapsed(), tries)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_is_waited_out_and_an_answer_is_not() {
+        let (result, took, tries) =
+            tried(PATIENCE, vec![|| Err(status(503, "")), || Err(io(io::ErrorKind::ConnectionRefused)), || Ok(1)]).await;
+        assert_eq!((result.unwrap(), took, tries), (1, Duration::from_millis(750), 3));
+        for answer in [401, 403, 404, 409, 410, 422] {
+            let failure = failure(&status(answer, "no"));
+            assert_eq!((failure.code(), failure.passes()), (Some(answer), false));
+        }
+        let (result, took, tries) = tried(PATIENCE, vec![|| Err(status(500, "")), || Err(status(404, "gone")), || Ok(1)]).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.code(), failure.tried_before, tries), (Some(404), true, 2));
+        assert_eq!(took, Duration::from_millis(250));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_server_says_when_to_come_again() {
+        let (_, took, _) = tried(PATIENCE, vec![|| Err(later(429, 7)), || Ok(1)]).await;
+        assert_eq!(took, Duration::from_secs(7));
+        let (_, took, _) = tried(PATIENCE, vec![|| Err(status(429, "Too many requests, please try again later.")), || Ok(1)]).await;
+        assert_eq!(took, BUSY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_and_names_what_was_waited_for_and_what_was_in_the_way() {
+        let (result, took, tries) = tried(PATIENCE, vec![|| Err(status(503, "etcdserver: leader changed\n{trace}"))]).await;
+        assert!(took <= Duration::from_secs(60) && took > Duration::from_secs(50), "{took:?}");
+        assert!(tries > 10, "{tries}");
+        let error = result.unwrap_err().during("listing the Nodes");
+        assert_eq!(one_line(&error), "listing the Nodes: the API server did not answer within 60 s: HTTP 503: etcdserver: leader changed");
+        // Who asks for more time than there is gets none.
+        let (result, took, tries) = tried(PATIENCE, vec![|| Err(later(429, 600))]).await;
+        assert!(result.is_err());
+        assert_eq!((took, tries), (Duration::ZERO, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_gets_no_answer_is_given_up() {
+        let begun = Instant::now();
+        let error = within("listing the Nodes", std::future::pending::<Result<(), kube::Error>>).await.unwrap_err();
+        assert_eq!(one_line(&error), "listing the Nodes: the API server did not answer within 60 s: no answer in time");
+        assert!(begun.elapsed() <= Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_first_call_nobody_is_an_answer_and_a_cut_is_not() {
+        let (result, took, _) = tried(FIRST_CALL, vec![|| Err(io(io::ErrorKind::ConnectionRefused))]).await;
+        assert_eq!((result.unwrap_err().to_string().as_str(), took), ("connection refused", Duration::ZERO));
+        let (result, _, tries) = tried(FIRST_CALL, vec![|| Err(io(io::ErrorKind::ConnectionReset)), || Ok(1)]).await;
+        assert_eq!((result.unwrap(), tries), (1, 2));
+        let (result, took, _) = tried(FIRST_CALL, vec![|| Err(io(io::ErrorKind::UnexpectedEof))]).await;
+        assert_eq!(result.unwrap_err().to_string(), CUT);
+        assert!(took <= Duration::from_secs(15), "{took:?}");
+    }
+
+    #[test]
+    fn failures_are_told_in_one_clause() {
+        let untrusted = io::Error::new(io::ErrorKind::InvalidData, "invalid peer certificate: UnknownIssuer");
+        let cases = [
+            (status(403, "nodes is forbidden: User \"x\" cannot list"), "nodes is forbidden: User \"x\" cannot list", false),
+            (status(503, ""), "HTTP 503", true),
+            (status(502, "<html>\n<h1>Bad gateway</h1>"), "HTTP 502", true),
+            (status(429, "Too many requests, please try again later."), "HTTP 429: Too many requests, please try again later", true),
+            (kube::Error::Service(Box::new(untrusted)), "invalid peer certificate: UnknownIssuer", false),
+            (io(io::ErrorKind::ConnectionReset), CUT, true),
+            (io(io::ErrorKind::ConnectionRefused), "connection refused", true),
+            (kube::Error::SerdeError(serde_json::from_str::<u8>("").unwrap_err()), CUT, true),
+            (kube::Error::SerdeError(serde_json::from_str::<u8>("x").unwrap_err()), "expected value at line 1 column 1", false),
+        ];
+        for (error, clause, passes) in cases {
+            let failure = failure(&error);
+            assert_eq!((failure.to_string().as_str(), failure.passes()), (clause, passes));
+        }
+    }
+
+    #[test]
+    fn a_budget_is_told_from_a_busy_server() {
+        assert!(failure(&status(429, "Cannot evict pod as it would violate the pod's disruption budget.")).is_budget());
+        assert!(!failure(&status(429, "Too many requests")).is_budget());
+    }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result, one_line};
 
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 /// How often a kubelet that is waited for is looked at.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
 /// What the way back may take.
 const WAY_BACK: Duration = Duration::from_secs(20);
 
@@ -51,12 +51,21 @@ impl Cluster {
         let api = self.nodes();
         let patch = Patch::Merge(json!({"metadata": {"uid": node.uid}, "spec": {"unschedulable": unschedulable}}));
         let params = PatchParams::default();
-        let word = if unschedulable { "cordoning" } else { "uncordoning" };
-        match insist(PATIENCE, || api.patch(&node.name, &params, &patch)).await {
-            Ok(_) => Ok(true),
-            // A UID cannot be changed: that of another object is refused as invalid.
-            Err(failure) if matches!(failure.code(), Some(404 | 409 | 422)) => Ok(false),
-            Err(failure) => Err(failure.during(format!("{word} the Node {}", node.name))),
+        let what = format!("{} the Node {}", if unschedulable { "cordoning" } else { "uncordoning" }, node.name);
+        let until = Instant::now() + WAY_BACK;
+        loop {
+            let failure = match insist(PATIENCE, || api.patch(&node.name, &params, &patch)).await {
+                Ok(_) => return Ok(true),
+                Err(failure) => failure,
+            };
+            match failure.code() {
+                Some(404) => return Ok(false),
+                // A UID cannot be changed: an update that names another object's is refused as invalid.
+                Some(409 | 422) if self.node(&node.name).await?.is_none_or(|now| now.uid != node.uid) => return Ok(false),
+                // Others were writing it.
+                Some(409) if Instant::now() < until => tokio::time::sleep(BETWEEN_TRIES).await,
+                _ => return Err(failure.during(what)),
+            }
         }
     }
 
@@ -132,7 +141,7 @@ impl Cluster {
                 course.held = Some(held);
             }
             if course.held.is_none() {
-                progress(format!("waiting for {} pods to end", course.left.len()));
+                progress(format!("waiting for {} to end", pods_in_words(course.left.len())));
             }
             tokio::time::sleep(BETWEEN_TRIES).await;
         }
@@ -170,8 +179,13 @@ impl Cluster {
     }
 }
 
+fn pods_in_words(count: usize) -> String {
+    if count == 1 { "1 pod".to_owned() } else { format!("{count} pods") }
+}
+
 fn not_drained(node: &str, limit: Duration, course: &Course) -> Error {
-    let error = Error::new(format!("{node} was not drained within {} s: {} pods are left", limit.as_secs(), course.left.len()))
+    let left = pods_in_words(course.left.len());
+    let error = Error::new(format!("{node} was not drained within {} s, with {left} left", limit.as_secs()))
         .with_detail(course.left.iter().take(10).map(|pod| format!("{}/{}", pod.namespace, pod.name)));
     match &course.held {
         Some(held) => error

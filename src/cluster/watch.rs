@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use serde::de::DeserializeOwned;
 
@@ -44,17 +44,12 @@ where
         }
         match once(api.watch(&params, &from)).await {
             Ok(events) => {
-                futures_util::pin_mut!(events);
-                while let Ok(Some(Ok(event))) = tokio::time::timeout(SILENCE, events.next()).await {
-                    let object = match event {
-                        WatchEvent::Added(object) | WatchEvent::Modified(object) => object,
-                        WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => continue,
-                        WatchEvent::Error(_) => break,
-                    };
+                let told = |object| {
                     backoff = Backoff::new();
-                    if let Some(found) = look(object) {
-                        return Ok(found);
-                    }
+                    look(object)
+                };
+                if let Some(found) = follow(events, told).await {
+                    return Ok(found);
                 }
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -62,5 +57,44 @@ where
             Err(failure) if failure.passes() || failure.code() == Some(410) => tokio::time::sleep(failure.pause(&mut backoff)).await,
             Err(failure) => return Err(failure.during(format!("watching {what}"))),
         }
+    }
+}
+
+/// Follows a watch. `None` when it has ended, broken, or fallen silent.
+async fn follow<K, T>(events: impl Stream<Item = Result<WatchEvent<K>, kube::Error>>, mut look: impl FnMut(K) -> Option<T>) -> Option<T> {
+    futures_util::pin_mut!(events);
+    while let Ok(Some(Ok(event))) = tokio::time::timeout(SILENCE, events.next()).await {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                if let Some(found) = look(object) {
+                    return Some(found);
+                }
+            }
+            WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
+            WatchEvent::Error(_) => return None,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_watch_is_given_up_and_one_that_speaks_is_not() {
+        let begun = Instant::now();
+        assert_eq!(follow(stream::pending(), |object: u32| Some(object)).await, None);
+        assert_eq!(begun.elapsed(), SILENCE);
+
+        let begun = Instant::now();
+        let speaks = stream::iter(1..=5).then(|number| async move {
+            tokio::time::sleep(SILENCE - Duration::from_secs(1)).await;
+            Ok(WatchEvent::Modified(number))
+        });
+        assert_eq!(follow(speaks, |number: u32| (number == 5).then_some("five")).await, Some("five"));
+        assert_eq!(begun.elapsed(), 5 * (SILENCE - Duration::from_secs(1)));
     }
 }
