@@ -15,6 +15,7 @@ pub mod first_boot;
 pub mod journal;
 pub mod kubelet;
 pub mod ownership;
+pub mod plain;
 pub mod plan;
 pub mod profile;
 pub mod spec;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Where code lives, and which of our modules and which crates it may not name.
 const RULES: &[(&[&str], &[&str])] = &[
     (
-        &["error.rs", "event.rs", "first_boot.rs", "kubelet.rs", "plan.rs", "profile.rs", "spec.rs", "template.rs"],
+        &["error.rs", "event.rs", "first_boot.rs", "kubelet.rs", "plain.rs", "plan.rs", "profile.rs", "spec.rs", "template.rs"],
         &[
             "crate::stages",
             "crate::pipeline",
@@ -72,6 +72,7 @@ const RULES: &[(&[&str], &[&str])] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("virt", &["libvirt"]),
     ("ssh2", &["ssh.rs"]),
+    ("socket2", &["ssh.rs"]),
     ("ssh_key", &["keys.rs"]),
     ("kube", &["cluster"]),
     ("k8s_openapi", &["cluster"]),

@@ -181,6 +181,7 @@ async fn node_run(dir: &std::path::Path) -> NodeRun {
         authorized_keys: Vec::new(),
         virt_type: OnceLock::new(),
         drain: nodegraft::stages::Drain::No,
+        steps: nodegraft::stages::steps::Shared::new().unwrap(),
     };
     NodeRun::new(Arc::new(run), node)
 }

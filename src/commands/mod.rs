@@ -26,6 +26,7 @@ use crate::pipeline::stage::Events;
 use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
 use crate::spec::Spec;
 use crate::ssh::{Identity, Session, Target, Trust};
+use crate::stages::steps::Shared;
 use crate::stages::{Drain, Run};
 use crate::state::{StateDir, expand_home, own_public_keys};
 use crate::template::{self, Templates};
@@ -72,7 +73,7 @@ pub async fn open(plan: Plan, drain: Drain) -> Result<Arc<Run>> {
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), drain }))
+    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), drain, steps: Shared::new()? }))
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.

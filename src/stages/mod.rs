@@ -19,7 +19,7 @@ pub mod preflight;
 mod ready;
 mod seed;
 mod serving;
-mod steps;
+pub mod steps;
 mod volume;
 
 use std::net::SocketAddr;
@@ -87,6 +87,7 @@ pub struct Run {
     /// `kvm` or `qemu`: decided by Preflight.
     pub virt_type: OnceLock<String>,
     pub drain: Drain,
+    pub steps: steps::Shared,
 }
 
 /// Whether nodes are drained before they go.
