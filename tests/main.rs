@@ -7,3 +7,4 @@ mod in_lab;
 mod laws;
 mod properties;
 mod spec;
+mod steps;

@@ -62,7 +62,7 @@ run() {
   took=$(($(now) - begun))
   [ "$status" = 0 ] || failed
   shift 6
-  take_effect "$@" || leave 1
+  take_effect "$@" 9>&- || leave 1
   if ! { echo "$digest" >"$dir/$step.done.new" && mv -f "$dir/$step.done.new" "$dir/$step.done"; }; then
     tell "fault cannot write $dir/$step.done"
     leave 1
@@ -74,8 +74,8 @@ run() {
   leave 0
 }
 
-# The first process of the step's session. It says who it is before it becomes the step, so there is no step of which
-# nobody knows. `timeout` keeps the lock for as long as the script lives; the script and its daemons do not have it.
+# The first process of the step's session. It says who it is before the script begins, so there is no script of which
+# nobody knows; and it has the lock for as long as that lives, which has not, nor have its daemons.
 lead() {
   step=$1 script=$2 digest=$3 run=$4 seconds=$5 who=$6
   look_at $$
@@ -95,17 +95,15 @@ OWNER
     exit 1
   fi
   stopped && exit 143
-  exec timeout -k "$mercy" "$seconds" sh -c 'exec 9>&-; exec bash "$1"' sh "$script"
+  timeout -k "$mercy" "$seconds" bash "$script" 9>&-
 }
 
 # A step that did not end well: why, as far as the machine knows it. Nothing of it goes on.
 failed() {
   memory=$(killed_for_memory "$begun")
   [ -z "$memory" ] || tell "memory $memory"
-  case $status in
-    # `timeout` ended it, or so ended what it ran: only the time tells.
-    124 | 137) [ "$took" -lt "$seconds" ] || tell "late" ;;
-  esac
+  # How `timeout` ends differs, and so may a script end that uses one itself: only the time tells.
+  [ "$took" -lt "$seconds" ] || tell late
   ! read_owner || end_session "$o_pid"
   leave "$status"
 }
