@@ -5,6 +5,7 @@ mod architecture;
 mod cli;
 mod in_lab;
 mod laws;
+mod packages;
 mod properties;
 mod spec;
 mod steps;
