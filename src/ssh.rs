@@ -366,7 +366,7 @@ fn meaning(error: &ssh2::Error) -> String {
         -16 | -48 => "it is encrypted with a passphrase, or of a form that is not understood",
         -17 | -33 => "both ends share no way to log in",
         -18 => "the other end refused the login",
-        -19 => "the other end did not accept the key's signature",
+        -19 => "it does not sign: it is encrypted with a passphrase, of a form that is not understood, or not the half of its public key",
         -21 | -22 | -32 => "the other end refused to start the command: it may allow no more sessions",
         -26 | -27 => "the other end closed the command's channel",
         -34 => "a text for the other end holds a NUL character",
@@ -514,12 +514,12 @@ fn log_in(session: &ssh2::Session, target: &Target) -> Result<(), OpenError> {
 
 /// The server's own no.
 fn is_refusal(error: &ssh2::Error) -> bool {
-    matches!(error.code(), ErrorCode::Session(-18 | -19))
+    matches!(error.code(), ErrorCode::Session(-18))
 }
 
-/// The key never left this machine.
+/// The fault is the key's own, here.
 fn is_key(error: &ssh2::Error) -> bool {
-    matches!(error.code(), ErrorCode::Session(-16 | -48))
+    matches!(error.code(), ErrorCode::Session(-16 | -19 | -48))
 }
 
 /// A broken connection, as against a refusal.

@@ -8,4 +8,5 @@ mod laws;
 mod packages;
 mod properties;
 mod spec;
+mod ssh;
 mod steps;
