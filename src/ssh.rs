@@ -296,7 +296,7 @@ impl Session {
         let status = lines.finish(&mut on_line);
         let _ = channel.close();
         match status {
-            Some(status) => Ended::of(status, begun.elapsed() >= deadline),
+            Some(status) => Ended::of(status, begun.elapsed().as_secs() >= deadline.as_secs().max(1)),
             None => Ended::Lost("the connection closed before the command's end was seen".into()),
         }
     }
