@@ -18,7 +18,7 @@ check: ## what needs no lab: formatting, lints, fast tests
 	@tests/lab/packages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	shellcheck tests/lab/lab tests/lab/demo tests/lab/test tests/lab/packages tests/lab/bench tests/lab/*.sh images/*.sh templates/first-boot/firstboot.sh .ci/run
+	shellcheck tests/lab/lab tests/lab/demo tests/lab/test tests/lab/packages tests/lab/bench tests/lab/*.sh images/*.sh templates/first-boot/firstboot.sh templates/steps/run-step.sh .ci/run
 	$(CARGO) test --locked
 
 bench: ## speed as ratios, side by side in one run

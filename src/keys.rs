@@ -14,10 +14,13 @@ pub fn generate(comment: &str) -> Result<HostKey> {
     Ok(HostKey { public, private: Some(private) })
 }
 
-/// The public half of a private key in OpenSSH's form.
+/// The public half of a private key in OpenSSH's form, which must be usable without a passphrase.
 pub fn public_of(private: &str) -> Result<String> {
     let key =
         PrivateKey::from_openssh(private).map_err(|error| Error::new("this is not a private key in OpenSSH's form").because(error))?;
+    if key.is_encrypted() {
+        return Err(Error::new("the key is encrypted with a passphrase, which nobody could type while nodegraft works"));
+    }
     key.public_key().to_openssh().doing("encoding a public key")
 }
 

@@ -18,6 +18,7 @@ pub mod kubelet;
 pub mod label;
 pub mod mark;
 pub mod ownership;
+pub mod plain;
 pub mod plan;
 pub mod profile;
 pub mod spec;

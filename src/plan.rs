@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Context, Error, Exit, Result};
 use crate::kubelet::{self, Choice, Version};
 use crate::mark::Mark;
-use crate::profile::Profile;
+use crate::profile::{Profile, Service};
 use crate::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
 use crate::taint::Taint;
 use crate::template::Templates;
@@ -186,8 +186,10 @@ pub struct Step {
     pub number: usize,
     pub name: String,
     pub script: String,
-    /// Of the script; a guest that carries the same one as its marker has run it.
+    /// Of the script; with that of an uploaded file, what a guest's marker says if it has run it.
     pub digest: String,
+    /// What reads what it writes.
+    pub service: Option<Service>,
 }
 
 /// A file of this machine that a step needs in the guest.
@@ -304,6 +306,8 @@ struct StepValues<'a> {
 #[derive(Serialize)]
 struct KubeletValues<'a> {
     version: Version,
+    /// As the kubelet itself says it, without `v`: `1.35.4`.
+    release: &'a str,
     package: Option<&'a str>,
     url: Option<&'a str>,
     sha256: Option<&'a str>,
@@ -334,7 +338,7 @@ fn steps(
         .map(|(index, name)| {
             let script = templates.render(&profile.script(name), &values)?;
             let digest = hex(&Sha256::digest(&script)[..16]);
-            Ok(Step { number: index + 1, name: name.clone(), script, digest })
+            Ok(Step { number: index + 1, name: name.clone(), script, digest, service: profile.services.get(name).cloned() })
         })
         .collect()
 }
@@ -366,6 +370,7 @@ fn kubelet_values<'a>(
     };
     Ok(KubeletValues {
         version,
+        release: kubelet.version.strip_prefix('v').unwrap_or(&kubelet.version),
         package: kubelet.package.as_deref(),
         url: kubelet.url.as_deref(),
         sha256: kubelet.sha256.as_deref(),

@@ -7,9 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
+use jiff::Timestamp;
 
 use crate::error::{Context, Error, Exit, Result};
-use crate::keys;
+use crate::{keys, plain};
 
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -105,6 +106,29 @@ impl StateDir {
         }
         Ok(path)
     }
+
+    /// The same, for a log that begins anew: an earlier one is kept beside it.
+    pub fn new_log(&self, node: &str, name: &str) -> Result<PathBuf> {
+        let path = self.log(node, name)?;
+        set_aside(&path)?;
+        Ok(path)
+    }
+}
+
+/// Who works here, for those who meet us elsewhere: `alice@laptop, nodegraft process 4242`.
+pub fn who() -> String {
+    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).unwrap_or_else(|| "somebody".into());
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    plain::line(&format!("{user}@{}, nodegraft process {}", host.trim(), std::process::id()))
+}
+
+/// Gives an earlier log a name with the time of its last line, in UTC: `1-init.log` becomes `1-init.20260102T030405Z.log`.
+fn set_aside(path: &Path) -> Result<()> {
+    let Ok(written) = fs::metadata(path).and_then(|found| found.modified()) else { return Ok(()) };
+    let stamp = Timestamp::try_from(written).map_or_else(|_| "earlier".to_owned(), |at| at.strftime("%Y%m%dT%H%M%SZ").to_string());
+    let names = (1..).map(|n| if n == 1 { format!("{stamp}.log") } else { format!("{stamp}-{n}.log") });
+    let free = names.map(|name| path.with_extension(name)).find(|name| !name.exists()).expect("the numbers do not end");
+    fs::rename(path, &free).doing(format!("keeping the earlier log as {}", free.display()))
 }
 
 /// The public keys in `~/.ssh` that a person would expect to be let in with.
@@ -129,4 +153,31 @@ pub fn expand_home(path: &str) -> PathBuf {
 fn write_private(path: &Path, text: &str) -> Result<()> {
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).doing(format!("making {}", path.display()))?;
     file.write_all(text.as_bytes()).doing(format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn earlier_logs_are_kept_under_the_time_they_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir { root: dir.path().to_path_buf() };
+        let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_322_845);
+        for text in ["first", "second", "third"] {
+            let log = state.new_log("n1", "steps/1-init.log").unwrap();
+            assert!(!log.exists());
+            fs::write(&log, text).unwrap();
+            File::options().write(true).open(&log).unwrap().set_modified(at).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(dir.path().join("n1/steps").join(name)).unwrap();
+        assert_eq!(read("1-init.20260102T030045Z.log"), "first");
+        assert_eq!(read("1-init.20260102T030045Z-2.log"), "second");
+        assert_eq!(read("1-init.log"), "third");
+    }
+
+    #[test]
+    fn who_is_one_line() {
+        assert!(who().contains('@') && who().contains(&std::process::id().to_string()) && !who().contains('\n'));
+    }
 }

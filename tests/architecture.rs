@@ -8,11 +8,16 @@ const RULES: &[(&[&str], &[&str])] = &[
     (
         &[
             "diagnosis.rs",
+            "difference.rs",
             "error.rs",
             "event.rs",
             "first_boot.rs",
+            "journal.rs",
             "kubelet.rs",
             "label.rs",
+            "mark.rs",
+            "ownership.rs",
+            "plain.rs",
             "plan.rs",
             "profile.rs",
             "spec.rs",
@@ -84,6 +89,7 @@ const RULES: &[(&[&str], &[&str])] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("virt", &["libvirt"]),
     ("ssh2", &["ssh.rs"]),
+    ("socket2", &["ssh.rs"]),
     ("ssh_key", &["keys.rs"]),
     ("kube", &["cluster"]),
     ("k8s_openapi", &["cluster"]),

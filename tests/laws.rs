@@ -205,6 +205,7 @@ impl World {
             authorized_keys: Vec::new(),
             virt_type: OnceLock::new(),
             sight: OnceLock::new(),
+            steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
         let world = Self { _dir: dir, run: Arc::new(run), events: Events::new(tokio::sync::mpsc::unbounded_channel().0) };
         world.run.sight.set(world.sight().await).unwrap();
@@ -231,6 +232,7 @@ impl World {
             authorized_keys: Vec::new(),
             virt_type: OnceLock::new(),
             sight: OnceLock::from(self.sight().await),
+            steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
         NodeRun::new(Arc::new(run), self.run.plan.nodes[0].clone())
     }

@@ -7,5 +7,8 @@ mod architecture;
 mod cli;
 mod in_lab;
 mod laws;
+mod packages;
 mod properties;
 mod spec;
+mod ssh;
+mod steps;

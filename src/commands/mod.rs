@@ -27,6 +27,7 @@ use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
 use crate::spec::{Outline, Spec};
 use crate::ssh::{Identity, Session, Target, Trust};
 use crate::stages::Run;
+use crate::stages::steps::Shared;
 use crate::state::{StateDir, expand_home, own_public_keys};
 use crate::template::{self, Templates};
 
@@ -79,7 +80,17 @@ pub async fn open(plan: Plan) -> Result<Arc<Run>> {
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run { plan, host, cluster, state, key, authorized_keys, virt_type: OnceLock::new(), sight: OnceLock::new() }))
+    Ok(Arc::new(Run {
+        plan,
+        host,
+        cluster,
+        state,
+        key,
+        authorized_keys,
+        virt_type: OnceLock::new(),
+        sight: OnceLock::new(),
+        steps: Shared::new()?,
+    }))
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.

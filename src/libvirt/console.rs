@@ -15,6 +15,7 @@ use virt::sys;
 
 use super::{Host, plain as plain_error};
 use crate::error::{Context, Error, Result};
+use crate::plain;
 
 const KEPT_LINES: usize = 200;
 const LOOK: Duration = Duration::from_millis(100);
@@ -106,41 +107,11 @@ fn follow(domain: &Domain, stream: &Stream, stop: &AtomicBool, mut file: File, k
         partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
         let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(end) = partial.find('\n') {
-            lines.push_back(plain(&partial[..end]));
+            lines.push_back(plain::line(&partial[..end]));
             partial.drain(..=end);
         }
         while lines.len() > KEPT_LINES {
             lines.pop_front();
         }
-    }
-}
-
-/// The line as a person would read it: no escape sequences, only what the last carriage return left.
-fn plain(line: &str) -> String {
-    let mut text = String::new();
-    let mut chars = line.trim_end_matches('\r').chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => {
-                if chars.next_if_eq(&'[').is_some() {
-                    while chars.next().is_some_and(|c| !c.is_ascii_alphabetic()) {}
-                } else {
-                    chars.next();
-                }
-            }
-            '\r' => text.clear(),
-            c if c.is_control() && c != '\t' => {}
-            c => text.push(c),
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn control_codes_vanish() {
-        assert_eq!(super::plain("[\u{1b}[0;32m  OK  \u{1b}[0m] Started sshd\r"), "[  OK  ] Started sshd");
-        assert_eq!(super::plain("loading\rdone"), "done");
     }
 }

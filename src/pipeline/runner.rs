@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Failure, Outcome, Subject};
 use crate::journal::Journal;
 
-/// A check is a few calls; one that hangs is a fault of its own.
-const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+/// A check is a few calls, each with a patience of its own that says more; this is for one that hangs.
+const CHECK_DEADLINE: Duration = Duration::from_secs(180);
 /// What a stopped stage is given to end what would go on without it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 

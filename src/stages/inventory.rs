@@ -83,6 +83,7 @@ impl Inventory {
                 mark: mark.clone(),
             });
         }
+        nodes.sort_by(|one: &Existing, other| one.owner.node.cmp(&other.owner.node));
         Ok(Self {
             nodes,
             unclaimed: unclaimed(name, &domains, &pools),

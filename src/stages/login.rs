@@ -79,6 +79,11 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
         let error = match on.open_session(ATTEMPT).await {
             Ok(session) => return Ok(session),
             Err(error @ OpenError::WrongHostKey { .. }) => return Err(wrong_key(on, error)),
+            Err(error @ OpenError::UnusableKey { .. }) => {
+                return Err(Error::new("the login key cannot be used")
+                    .because(error)
+                    .with_help("correct `ssh.key` in the spec, or leave it out"));
+            }
             Err(error) => error,
         };
         if Instant::now() > until {

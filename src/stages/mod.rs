@@ -21,7 +21,7 @@ mod ready;
 pub mod removal;
 mod seed;
 mod serving;
-mod steps;
+pub mod steps;
 mod volume;
 
 use std::net::SocketAddr;
@@ -91,6 +91,7 @@ pub struct Run {
     pub virt_type: OnceLock<String>,
     /// The host as Preflight saw it: one look serves all nodes.
     pub sight: OnceLock<Sight>,
+    pub steps: steps::Shared,
 }
 
 /// A host at one moment.

@@ -348,6 +348,7 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
         ("delete", "", "secrets", Some("kube-system"), "delete bootstrap tokens"),
         ("list", "certificates.k8s.io", "certificatesigningrequests", None, "see certificate requests"),
         ("update", "certificates.k8s.io", "certificatesigningrequests/approval", None, APPROVE),
+        ("patch", "", "nodes", None, "label Nodes"),
         ("delete", "", "nodes", None, "delete Nodes"),
     ];
     for (verb, group, resource, namespace, purpose) in needed {

@@ -1,10 +1,9 @@
-set -eu
+{% include "common/marker.sh" %}
 yum -y install yum-utils
 yum-config-manager --add-repo {{ vars.docker_repo | sh }}
 
 # Mended: `mkdir` fails on a second run.
-mkdir -p /etc/docker
-cat > /etc/docker/daemon.json <<'JSON'
+put /etc/docker/daemon.json <<'JSON'
 {
   "exec-opts": ["native.cgroupdriver=systemd"],
   "registry-mirrors": {{ vars.registry_mirrors | json }}

@@ -1,4 +1,4 @@
-set -eu
+{% include "common/marker.sh" %}
 {# The seed's "sys init", in its order. Where it is mended, the comment says what was wrong. -#}
 # SELinux off, now and after a reboot. `setenforce` fails where it is off already.
 sed -i 's/enforcing/disabled/g' /etc/selinux/config
@@ -32,7 +32,7 @@ systemctl restart rsyslog
 systemctl restart crond
 yum -y install ntp
 # Mended: the seed says `iburst` twice.
-cat > /etc/ntp.conf <<'NTP'
+put /etc/ntp.conf <<'NTP'
 driftfile /var/lib/ntp/drift
 restrict default nomodify notrap nopeer noquery
 restrict 127.0.0.1
@@ -43,6 +43,7 @@ includefile /etc/ntp/crypto/pw
 keys /etc/ntp/keys
 disable monitor
 NTP
+systemctl try-restart ntpd
 systemctl enable --now ntpd
 ntpq -p
 
@@ -51,7 +52,7 @@ ntpq -p
 swapoff -a
 sed -i '/^[^#].*[[:space:]]swap[[:space:]]/s/^/# off for the kubelet: /' /etc/fstab
 
-cat > /etc/sysctl.d/k8s.conf <<'SYSCTL'
+put /etc/sysctl.d/k8s.conf <<'SYSCTL'
 net.ipv4.ip_forward = 1
 net.bridge.bridge-nf-call-ip6tables = 1
 net.bridge.bridge-nf-call-iptables = 1

@@ -1,8 +1,24 @@
 {% include "common/marker.sh" %}
-apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends {{ vars.kubelet_needs | join(sep=" ") }}
+{% include "common/apt.sh" %}
+apt_install {{ vars.kubelet_needs | join(sep=" ") }}
 
 {% if kubelet.package -%}
-apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends {{ kubelet.package | sh }}
+package={{ kubelet.package | sh }}
+case $package in
+  # The spec names the package's own version.
+  *=*) ;;
+  *)
+    version=$(apt_version "$package" {{ kubelet.release | sh }})
+    package=$package=$version
+    ;;
+esac
+apt_install --allow-downgrades --allow-change-held-packages "$package"
+if dpkg --verify "${package%%=*}" | grep -q ' /usr/bin/kubelet$'; then
+  # An earlier spec laid another one over the package's.
+  apt_install --reinstall --allow-downgrades --allow-change-held-packages "$package"
+fi
+# A nightly upgrade would take the node away from its spec.
+apt_with_locks apt-mark hold "${package%%=*}"
 {%- else -%}
 {% if kubelet.url -%}
 if ! echo {{ kubelet.sha256 | sh }}" /usr/bin/kubelet" | sha256sum --check --quiet 2>/dev/null; then
@@ -12,10 +28,13 @@ if ! echo {{ kubelet.sha256 | sh }}" /usr/bin/kubelet" | sha256sum --check --qui
   mv /usr/bin/kubelet.part /usr/bin/kubelet
 fi
 {%- else -%}
-# Uploaded by nodegraft before this step.
-install -m 755 {{ kubelet.uploaded | sh }} /usr/bin/kubelet
+# Uploaded by nodegraft before this step. The one that runs keeps its file until it is started anew.
+if ! cmp -s {{ kubelet.uploaded | sh }} /usr/bin/kubelet; then
+  install -m 755 {{ kubelet.uploaded | sh }} /usr/bin/kubelet.part
+  mv /usr/bin/kubelet.part /usr/bin/kubelet
+fi
 {%- endif %}
-cat > /etc/systemd/system/kubelet.service <<'UNIT'
+put /etc/systemd/system/kubelet.service <<'UNIT'
 [Unit]
 Description=kubelet: the Kubernetes node agent
 Wants=network-online.target
@@ -31,26 +50,29 @@ RestartSec=2
 WantedBy=multi-user.target
 UNIT
 {%- endif %}
-kubelet --version
+{% include "common/kubelet-version.sh" %}
 
-mkdir -p /etc/systemd/system/kubelet.service.d /var/lib/kubelet /etc/kubernetes/manifests /etc/kubernetes/pki
-{# The join starts it, when access and token exist: a kubelet started earlier sits in its back-off. -#}
-cat > /etc/systemd/system/kubelet.service.d/10-nodegraft.conf <<'DROPIN'
+mkdir -p /etc/kubernetes/manifests /etc/kubernetes/pki
+{# The join starts it, when access and token exist: a kubelet started earlier sits in its back-off. One that runs is
+   restarted by who runs this step, if what it reads differs. -#}
+put /etc/systemd/system/kubelet.service.d/10-nodegraft.conf <<'DROPIN'
 {% include "common/kubelet-dropin.conf" %}DROPIN
-cat > /var/lib/kubelet/config.yaml <<'CONFIG'
+{
+  cat <<'CONFIG'
 {% include "common/kubelet-config.yaml" %}
 CONFIG
-# The stub on 127.0.0.53 means nothing inside a pod.
-if systemctl is-active --quiet systemd-resolved; then
-  echo 'resolvConf: /run/systemd/resolve/resolv.conf' >> /var/lib/kubelet/config.yaml
-fi
-systemctl daemon-reload
+  # The stub on 127.0.0.53 means nothing inside a pod.
+  if systemctl is-active --quiet systemd-resolved; then
+    echo 'resolvConf: /run/systemd/resolve/resolv.conf'
+  fi
+} | put /var/lib/kubelet/config.yaml
 
 {% if vars.cni_subnet -%}
 # A plain bridge, enough for a node to be Ready; leave cni_subnet empty where the cluster brings its own.
-mkdir -p /etc/cni/net.d
-cat > /etc/cni/net.d/10-nodegraft.conflist <<'CNI'
+put /etc/cni/net.d/10-nodegraft.conflist <<'CNI'
 {% include "common/cni-bridge.json" %}
 CNI
 [ -e /opt/cni/bin ] || { mkdir -p /opt/cni && ln -s /usr/lib/cni /opt/cni/bin; }
+{% else -%}
+rm -f /etc/cni/net.d/10-nodegraft.conflist
 {% endif -%}

@@ -1,8 +1,7 @@
 {% include "common/marker.sh" %}
-# Debian's package starts the service on install; the configuration below needs one restart.
-apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends {{ vars.runtime_packages | join(sep=" ") }}
-mkdir -p /etc/containerd
-cat > /etc/containerd/config.toml.new <<'TOML'
+{% include "common/apt.sh" %}
+apt_install {{ vars.runtime_packages | join(sep=" ") }}
+put /etc/containerd/config.toml <<'TOML'
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = {{ vars.pause_image | json }}
@@ -16,19 +15,17 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "/etc/containerd/certs.d"
 TOML
-{% for mirror in vars.registry_mirrors -%}
-mkdir -p /etc/containerd/certs.d/docker.io
-{% if loop.first %}: > /etc/containerd/certs.d/docker.io/hosts.toml
-{% endif -%}
-cat >> /etc/containerd/certs.d/docker.io/hosts.toml <<'HOSTS'
-[host.{{ mirror | json }}]
+{# Read at each pull. -#}
+{% if vars.registry_mirrors | length > 0 -%}
+put /etc/containerd/certs.d/docker.io/hosts.toml <<'HOSTS'
+{% for mirror in vars.registry_mirrors %}[host.{{ mirror | json }}]
   capabilities = ["pull", "resolve"]
-HOSTS
 {% endfor -%}
-if ! cmp -s /etc/containerd/config.toml.new /etc/containerd/config.toml; then
-  mv /etc/containerd/config.toml.new /etc/containerd/config.toml
-  systemctl restart containerd
-fi
-rm -f /etc/containerd/config.toml.new
-systemctl enable containerd
+HOSTS
+{% else -%}
+rm -f /etc/containerd/certs.d/docker.io/hosts.toml
+{% endif -%}
+# The package starts it with a configuration of its own; one restart follows this step, if it runs with another one.
+systemctl reset-failed containerd 2>/dev/null || true
+systemctl enable --now containerd
 ctr version

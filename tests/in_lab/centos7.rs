@@ -34,6 +34,7 @@ case $name in
   setenforce) [[ ! -e /permissive ]] || exit 1; : > /permissive ;;
   systemctl)
     case $1 in
+      try-restart) ;;
       is-active) [[ -e /active/$3 ]] || exit 3 ;;
       restart) : > "/active/$2" ;;
       enable) [[ $2 != --now ]] || : > "/active/$3" ;;
@@ -93,7 +94,7 @@ pub fn root_tree(root: &Path, dirs: &[&str], programs: &[&str], recorded: &[&str
     }
 }
 
-const DIRS: [&str; 13] = [
+const DIRS: [&str; 14] = [
     "bin",
     "dev",
     "tmp",
@@ -101,6 +102,7 @@ const DIRS: [&str; 13] = [
     "installed",
     "active",
     "var/lib",
+    "usr/bin",
     "etc/selinux",
     "etc/ssh",
     "etc/yum.repos.d",
@@ -127,7 +129,10 @@ fn plan() -> Plan {
 fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    root_tree(root, &DIRS, &["bash", "sed", "grep", "cat", "mkdir", "mv", "rm"], &RECORDED, RECORDER, &FILES);
+    root_tree(root, &DIRS, &["bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "chmod", "sha256sum"], &RECORDED, RECORDER, &FILES);
+    let kubelet = root.join("usr/bin/kubelet");
+    fs::write(&kubelet, "#!/bin/bash\necho Kubernetes v1.18.3\n").unwrap();
+    fs::set_permissions(&kubelet, fs::Permissions::from_mode(0o755)).unwrap();
     let plan = plan();
     let steps = &plan.nodes[0].steps;
     assert_eq!(steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "docker", "kubelet"]);
@@ -179,6 +184,12 @@ fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
     }
     assert!(!calls[1].contains("ntpdate ntp1"), "with ntpd up, ntpdate would fail");
     assert!(!calls[1].contains("/opt/rpms"), "what is installed is not installed again");
+    // What is there counts, and not what was asked for.
+    fs::write(&kubelet, "#!/bin/bash\necho Kubernetes v1.19.0\n").unwrap();
+    fs::write(root.join("tmp/step.sh"), &steps[2].script).unwrap();
+    let other = Command::new("chroot").arg(root).args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"]).output().unwrap();
+    assert!(!other.status.success());
+    assert!(text(&other).contains("wants kubelet 1.18.3, and /usr/bin/kubelet is: Kubernetes v1.19.0"), "{}", text(&other));
 }
 
 fn assert_tree(read: &impl Fn(&str) -> String) {
@@ -203,7 +214,7 @@ fn assert_tree(read: &impl Fn(&str) -> String) {
     );
     assert_eq!(
         read("etc/yum.repos.d/kubernetes.repo"),
-        "[kubernetes]\nname=Kubernetes\nbaseurl=https://mirrors.aliyun.com/kubernetes/yum/repos/kubernetes-el7-x86_64/\nenabled=1\ngpgcheck=0\n"
+        "[kubernetes]\nname=Kubernetes\nbaseurl=https://mirrors.aliyun.com/kubernetes/yum/repos/kubernetes-el7-x86_64/\nenabled=1\ngpgcheck=0\nexclude=kubelet\n"
     );
     assert_kubelet(&read("var/lib/kubelet/config.yaml"), &read("etc/systemd/system/kubelet.service.d/10-nodegraft.conf"));
 }

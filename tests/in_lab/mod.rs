@@ -3,6 +3,7 @@
 
 mod centos7;
 mod chapters;
+mod effect;
 mod first_boot;
 mod machines;
 mod ownership;
