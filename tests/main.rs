@@ -3,6 +3,7 @@
 
 mod architecture;
 mod cli;
+mod faults;
 mod in_lab;
 mod laws;
 mod properties;
