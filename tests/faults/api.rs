@@ -68,9 +68,7 @@ fn each_request_fails_once() {
         }
     }
     remove_tokens();
-    for row in rows {
-        row.end();
-    }
+    Row::end_all(rows);
 }
 
 /// `token create` prints a token: that is what it is for.
@@ -81,7 +79,8 @@ fn expect_without_tokens(verdict: &mut Verdict, what: &str, ran: &super::bed::Ra
 
 /// Those that this test made, told by their annotation.
 fn remove_tokens() {
-    let list = kubectl(NEW, &["get", "--raw", "/api/v1/namespaces/kube-system/secrets?labelSelector=app.kubernetes.io/managed-by=nodegraft"]);
+    let list =
+        kubectl(NEW, &["get", "--raw", "/api/v1/namespaces/kube-system/secrets?labelSelector=app.kubernetes.io/managed-by=nodegraft"]);
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     for secret in list["items"].as_array().unwrap() {
         if secret["metadata"]["annotations"]["nodegraft.io/cluster"] == "default" {

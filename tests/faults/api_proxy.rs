@@ -286,7 +286,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Request)> 
 
 fn answer(mut client: TcpStream, code: u16, headers: &str, body: &str) -> Option<()> {
     let length = body.len();
-    let head = format!("HTTP/1.1 {code} Fault\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n");
+    let head = format!(
+        "HTTP/1.1 {code} Fault\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+    );
     client.write_all(head.as_bytes()).ok()?;
     client.write_all(body.as_bytes()).ok()?;
     client.shutdown(Shutdown::Write).ok()

@@ -177,6 +177,14 @@ impl Bed {
         for name in self.domains() {
             look(format!("the XML of {name}"), virsh_output(&self.uri, &["dumpxml", "--security-info", &name]).as_bytes());
         }
+        // The lab has a process namespace of its own: QEMU's arguments are seen here.
+        for entry in fs::read_dir("/proc").unwrap() {
+            let path = entry.unwrap().path().join("cmdline");
+            let arguments = fs::read(&path).unwrap_or_default();
+            if String::from_utf8_lossy(&arguments).contains(&self.node) {
+                look(path.display().to_string(), &arguments);
+            }
+        }
         found
     }
 
@@ -197,7 +205,16 @@ impl Bed {
         let output = Command::new("ssh")
             .arg("-i")
             .arg(self.dir.path().join("state").join(&self.cluster).join("id_ed25519"))
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+                "-o",
+                "LogLevel=ERROR",
+                "-o",
+                "ConnectTimeout=20",
+            ])
             .arg(format!("root@{}", self.ip))
             .arg(command)
             .stdin(Stdio::null())

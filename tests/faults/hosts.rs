@@ -14,7 +14,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 fn two_runs_of_the_same_cluster() {
     let bed = Bed::new("fsame", "192.168.3.222");
     let mut row = Row::new("two runs at once: same cluster");
-    let users: Vec<_> = ["one", "two"].iter().map(|name| vec![("NODEGRAFT_STATE_DIR", bed.dir.path().join(name).display().to_string())]).collect();
+    let users: Vec<_> =
+        ["one", "two"].iter().map(|name| vec![("NODEGRAFT_STATE_DIR", bed.dir.path().join(name).display().to_string())]).collect();
     let mut verdict = Verdict::default();
     let runs: Vec<_> = users.iter().map(|env| bed.start(&["up"], env)).collect();
     let ends: Vec<_> = runs.into_iter().map(|run| run.end(LIMIT)).collect();
@@ -67,6 +68,8 @@ fn two_runs_of_different_clusters() {
 fn one_cluster_on_two_hosts() {
     let first = Bed::new("fhosts", "192.168.3.225");
     let second = Bed::on("fhosts", "192.168.3.226", &variable("NODEGRAFT_LAB_URI2"), "kvmimage", state().join("second/pool"));
+    // The names would give both the same MAC, and these two hosts share a bridge.
+    second.edit(|spec| spec.replace("192.168.3.226/24", "192.168.3.226/24, mac: '52:54:00:03:02:26'"));
     let mut row = Row::new("two hosts, one cluster");
     let mut verdict = Verdict::default();
     for bed in [&first, &second] {

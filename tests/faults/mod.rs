@@ -35,7 +35,11 @@ pub fn places(total: usize, sample: usize, shift: usize) -> Vec<usize> {
     if all() || sample >= total {
         return (1..=total).collect();
     }
-    (0..sample).map(|index| (index * total + (shift * total / 4) % total) / sample % total + 1).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    (0..sample)
+        .map(|index| (index * total + (shift * total / 4) % total) / sample % total + 1)
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect()
 }
 
 /// The row of the table for one kind of fault.
@@ -67,13 +71,22 @@ impl Row {
 
     /// Leaves the row for the table, and fails if any place did.
     pub fn end(self) {
+        Self::end_all(vec![self]);
+    }
+
+    /// The same for several: one that failed does not keep the others out of the table.
+    pub fn end_all(rows: Vec<Self>) {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults.tsv");
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-        // One write: other tests append to it too.
-        let row = format!("{}\t{}\t{}\t{}\t{}\n", self.fault, self.tried, self.reached, self.left, self.touched);
-        file.write_all(row.as_bytes()).unwrap();
-        assert!(self.wrong.is_empty(), "{}: {} of {} places went wrong:\n{}", self.fault, self.wrong.len(), self.tried, self.wrong.join("\n"));
-        assert!(self.tried > 0, "{}: nothing was tried", self.fault);
+        let mut wrong = Vec::new();
+        for row in rows {
+            assert!(row.tried > 0, "{}: nothing was tried", row.fault);
+            // One write: other tests append to it too.
+            let line = format!("{}\t{}\t{}\t{}\t{}\n", row.fault, row.tried, row.reached, row.left, row.touched);
+            file.write_all(line.as_bytes()).unwrap();
+            wrong.extend(row.wrong.iter().map(|what| format!("{}: {what}", row.fault)));
+        }
+        assert!(wrong.is_empty(), "{} things went wrong:\n{}", wrong.len(), wrong.join("\n"));
     }
 }
 

@@ -60,10 +60,13 @@ pool_start() {
   [[ $("$virsh" pool-info "$name") =~ State:\ +running ]] || "$virsh" pool-start "$name"
 }
 
-# pool_add DIRECTORY IMAGE
+# pool_add DIRECTORY IMAGE: in the place of one of an older recipe, which guests that run keep open.
 pool_add() {
-  [[ -f $1/$2.qcow2 ]] || cp --reflink=auto "$(image_file "$2")" "$1/$2.qcow2"
-  chmod 644 "$1/$2.qcow2"
+  local target=$1/$2.qcow2
+  [[ $target -nt $(image_file "$2") ]] && return
+  cp --reflink=auto "$(image_file "$2")" "$target.part"
+  chmod 644 "$target.part"
+  mv "$target.part" "$target"
 }
 
 # A pool that a test can fill: 2 GiB, so that a node of one fits in by what it may take, on a sparse file: neither it nor
@@ -77,7 +80,7 @@ full_pool_up() {
     inside mount -o loop "$disk" "$target"
     inside rmdir "$target/lost+found"
   fi
-  inside test -f "$target/tiny.qcow2" || inside cp "$(image_file tiny)" "$target/tiny.qcow2"
+  inside test "$target/tiny.qcow2" -nt "$(image_file tiny)" || inside cp "$(image_file tiny)" "$target/tiny.qcow2"
   pool_start virsh_lab fullpool "$target"
   virsh_lab pool-refresh fullpool
 }
