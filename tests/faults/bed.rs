@@ -198,6 +198,8 @@ impl Bed {
             fs::remove_file(path).unwrap();
         }
         virsh_output(&self.uri, &["pool-refresh", self.pool]);
+        // The kernel remembers who had the address for some seconds more; the next fault finds it free.
+        let _ = Command::new("ip").args(["neigh", "flush", "to", &self.ip]).output();
     }
 
     /// Runs a command in the guest by the system's own ssh.

@@ -4,8 +4,8 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,11 +34,14 @@ pub enum Wire {
 pub struct SshProxy {
     packets: Arc<AtomicU64>,
     rule: Vec<String>,
+    /// Locked while it changes: true once the rule is there, and `None` once it must not come any more.
+    stands: Arc<Mutex<Option<bool>>>,
     _runtime: Runtime,
 }
 
 impl SshProxy {
-    /// Stands before the guest at `ip` until dropped.
+    /// Stands before the guest at `ip` from its first answer on, until dropped. Not sooner: an address at which something
+    /// listens is not free.
     pub fn before(ip: &str, wire: Wire) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("0.0.0.0:0")).unwrap();
@@ -53,8 +56,9 @@ impl SshProxy {
         });
         let rule = format!("OUTPUT -p tcp -d {ip} --dport 22 ! -s {SOURCE} -j REDIRECT --to-ports {port}");
         let rule: Vec<String> = rule.split(' ').map(str::to_owned).collect();
-        iptables("-A", &rule);
-        Self { packets, rule, _runtime: runtime }
+        let stands = Arc::new(Mutex::new(Some(false)));
+        runtime.spawn(stand(guest, rule.clone(), Arc::clone(&stands)));
+        Self { packets, rule, stands, _runtime: runtime }
     }
 
     /// How many packets passed, both ways together.
@@ -65,8 +69,28 @@ impl SshProxy {
 
 impl Drop for SshProxy {
     fn drop(&mut self) {
-        iptables("-D", &self.rule);
+        if self.stands.lock().unwrap().take() == Some(true) {
+            iptables("-D", &self.rule);
+        }
     }
+}
+
+/// Redirects as soon as the guest answers.
+async fn stand(guest: SocketAddr, rule: Vec<String>, stands: Arc<Mutex<Option<bool>>>) {
+    while reach(guest, Duration::from_millis(300)).await.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut stands = stands.lock().unwrap();
+    if stands.is_some() {
+        iptables("-A", &rule);
+        *stands = Some(true);
+    }
+}
+
+async fn reach(guest: SocketAddr, deadline: Duration) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{SOURCE}:0").parse().unwrap()).unwrap();
+    tokio::time::timeout(deadline, socket.connect(guest)).await.ok()?.ok()
 }
 
 fn iptables(action: &str, rule: &[String]) {
@@ -75,10 +99,8 @@ fn iptables(action: &str, rule: &[String]) {
 }
 
 async fn carry(client: TcpStream, guest: SocketAddr, wire: Wire, packets: Arc<AtomicU64>) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(format!("{SOURCE}:0").parse().unwrap()).unwrap();
-    // A guest that does not answer yet: the client is told so at once, as the guest's own kernel would.
-    let Ok(Ok(server)) = tokio::time::timeout(Duration::from_secs(3), socket.connect(guest)).await else { return };
+    // The guest is gone again: so is the client's connection.
+    let Some(server) = reach(guest, Duration::from_secs(3)).await else { return };
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let (from_client, to_client) = client.into_split();
