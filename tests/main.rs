@@ -5,6 +5,7 @@ mod api;
 mod api_server;
 mod architecture;
 mod cli;
+mod faults;
 mod in_lab;
 mod laws;
 mod packages;

@@ -4,7 +4,7 @@ LAB_PACKAGES=(
   build-essential pkg-config libssl-dev zlib1g-dev libvirt-dev
   libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
   mmdebstrap debian-archive-keyring extlinux syslinux-common fdisk e2fsprogs
-  apt-utils dpkg-dev iproute2 util-linux curl openssl openssh-server openssh-client
+  apt-utils dpkg-dev iproute2 iptables kmod cpio util-linux curl openssl openssh-server openssh-client
   etcd-server golang-1.19-go busybox-static shellcheck guestfs-tools
 )
 # libguestfs boots a kernel of this machine.

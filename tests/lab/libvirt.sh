@@ -60,18 +60,27 @@ pool_start() {
   [[ $("$virsh" pool-info "$name") =~ State:\ +running ]] || "$virsh" pool-start "$name"
 }
 
-# pool_add DIRECTORY IMAGE
+# pool_add DIRECTORY IMAGE: in the place of one of an older recipe, which guests that run keep open.
 pool_add() {
-  [[ -f $1/$2.qcow2 ]] || cp --reflink=auto "$(image_file "$2")" "$1/$2.qcow2"
-  chmod 644 "$1/$2.qcow2"
+  local target=$1/$2.qcow2
+  [[ $target -nt $(image_file "$2") ]] && return
+  cp --reflink=auto "$(image_file "$2")" "$target.part"
+  chmod 644 "$target.part"
+  mv "$target.part" "$target"
 }
 
-# A pool that is soon full: 64 MB of memory with the tiny template in it. The test fills the rest.
+# A pool that a test can fill: 2 GiB, so that a node of one fits in by what it may take, on a sparse file: neither it nor
+# what `fallocate` fills it with takes room on this machine.
 full_pool_up() {
-  local target=$LAB_STATE/fullpool
+  local target=$LAB_STATE/fullpool disk=$LAB_STATE/fullpool.ext4
   mkdir -p "$target"
-  [[ $(inside stat -f -c %T "$target") == tmpfs ]] || inside mount -t tmpfs -o size=64m,mode=755 tmpfs "$target"
-  [[ -f /proc/$(holder_pid)/root$target/tiny.qcow2 ]] || inside cp "$(image_file tiny)" "$target/tiny.qcow2"
+  if ! inside mountpoint -q "$target"; then
+    truncate -s 2G "$disk"
+    mkfs.ext4 -q -F -m 0 -O ^has_journal "$disk"
+    inside mount -o loop "$disk" "$target"
+    inside rmdir "$target/lost+found"
+  fi
+  inside test "$target/tiny.qcow2" -nt "$(image_file tiny)" || inside cp "$(image_file tiny)" "$target/tiny.qcow2"
   pool_start virsh_lab fullpool "$target"
   virsh_lab pool-refresh fullpool
 }

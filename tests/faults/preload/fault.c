@@ -11,6 +11,7 @@
  *     lost    the connections' sockets are dead: the call itself finds out
  *     late    the call is carried out, but the connection dies before its answer: it fails
  *     hang    the call never returns
+ *     run     the shell command in FAULT_RUN is run first, and nothing else fails: what others do in that very moment
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,8 +36,8 @@ extern const unsigned fault_size;
 /* Ways out of a trampoline besides the real function: return -1, return NULL. */
 extern void fault_return_int(void), fault_return_pointer(void);
 
-enum mode { NONE, KILL, ERROR, LOST, LATE, HANG };
-static const char *const modes[] = {"", "kill", "error", "lost", "late", "hang"};
+enum mode { NONE, KILL, ERROR, LOST, LATE, HANG, RUN };
+static const char *const modes[] = {"", "kill", "error", "lost", "late", "hang", "run"};
 
 static enum mode mode;
 static char name_wanted[80];
@@ -53,7 +54,7 @@ static void die(const char *what) {
 
 static void read_fault(const char *text) {
   const char *where = strchr(text, '@'), *colon = strchr(text, ':');
-  for (mode = HANG; mode > NONE; mode--)
+  for (mode = RUN; mode > NONE; mode--)
     if (where && strlen(modes[mode]) == (size_t)(where - text) && !strncmp(text, modes[mode], where - text)) break;
   if (mode == NONE) die("FAULT is not MODE@N or MODE@NAME:N");
   if (colon) snprintf(name_wanted, sizeof name_wanted, "%.*s", (int)(colon - where - 1), where + 1);
@@ -138,6 +139,9 @@ struct way fault_enter(unsigned index) {
   switch (mode) {
     case KILL: kill(getpid(), SIGKILL); pause(); break;
     case HANG: for (;;) pause();
+    case RUN:
+      if (!getenv("FAULT_RUN") || system(getenv("FAULT_RUN"))) die("FAULT_RUN failed");
+      break;
     case LOST: lose_connections(); break;
     case ERROR:
       leave_error(name, number, false);

@@ -1,0 +1,66 @@
+//! The way to the guest is cut at the n-th packet, goes silent, or is slow.
+
+use std::time::Duration;
+
+use super::bed::{Bed, Follow, Verdict};
+use super::ssh_proxy::{SshProxy, Wire};
+use super::{Row, places};
+
+/// Long enough to be caught in, and it leaves a mark of having run once.
+const STEP: &str = "for i in 1 2 3; do echo at work $i; sleep 0.3; done\necho ran >> /root/ran\n";
+
+/// `up` through the wire at each place, on a node whose guest runs: without its login and its step done.
+fn every_packet(what: &str, bed: &Bed, wire: fn(u64) -> Wire, sample: usize, shift: usize) {
+    let mut row = Row::new(what);
+    let total = {
+        let proxy = SshProxy::before(&bed.ip, Wire::Whole);
+        let up = bed.run(&["up"]);
+        assert_eq!(up.code, Some(0), "through a proxy that only counts: {}", up.stderr);
+        proxy.packets()
+    };
+    assert!(total > 20, "only {total} packets went through the proxy");
+    bed.run(&["down"]);
+    for (index, place) in places(usize::try_from(total).unwrap(), sample, shift).into_iter().enumerate() {
+        let mut verdict = Verdict::default();
+        let proxy = SshProxy::before(&bed.ip, wire(place as u64));
+        let up = bed.run(&["up"]);
+        verdict.expect("up with the fault", &up, &[0, 5]);
+        drop(proxy);
+        bed.after(if index % 2 == 0 { Follow::Up } else { Follow::Down }, &mut verdict);
+        row.add(&format!("packet {place} of {total}"), verdict);
+    }
+    row.end();
+}
+
+#[test]
+#[ignore = "needs the lab: make faults"]
+fn the_connection_is_cut_at_a_packet() {
+    let bed = Bed::new("fcut", "192.168.3.216");
+    bed.step(STEP);
+    every_packet("SSH: cut", &bed, Wire::CutAt, 4, 0);
+}
+
+#[test]
+#[ignore = "needs the lab: make faults"]
+fn the_connection_goes_silent_at_a_packet() {
+    let bed = Bed::new("fstall", "192.168.3.217");
+    bed.step(STEP);
+    bed.edit(|spec| spec.replace("login: 1m, step: 1m", "login: 20s, step: 10s"));
+    every_packet("SSH: silent", &bed, Wire::StallAt, 3, 1);
+}
+
+#[test]
+#[ignore = "needs the lab: make faults"]
+fn a_slow_way_is_no_fault() {
+    let bed = Bed::new("fslow", "192.168.3.218");
+    bed.step(STEP);
+    let mut row = Row::new("SSH: each packet 150 ms later");
+    let mut verdict = Verdict::default();
+    let proxy = SshProxy::before(&bed.ip, Wire::Slow(Duration::from_millis(150)));
+    verdict.expect("up on a slow way", &bed.run(&["up"]), &[0]);
+    assert!(proxy.packets() > 20, "nothing went through the proxy");
+    drop(proxy);
+    bed.after(Follow::Up, &mut verdict);
+    row.add("every packet", verdict);
+    row.end();
+}
