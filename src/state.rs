@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use jiff::Timestamp;
+use sha2::Digest;
 
 use crate::error::{Context, Error, Exit, Result};
 use crate::{keys, plain};
@@ -54,27 +55,8 @@ impl StateDir {
     pub fn lock(&self) -> Result<Lock> {
         self.make(&self.root)?;
         let path = self.root.join("lock");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .doing(format!("opening {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {
-                let _ = file.set_len(0);
-                let _ = write!(file, "{}", std::process::id());
-                Ok(Lock { _file: file })
-            }
-            Err(TryLockError::WouldBlock) => {
-                let holder = fs::read_to_string(&path).unwrap_or_default();
-                Err(Error::new(format!("another nodegraft (process {}) is working on this cluster", holder.trim()))
-                    .with_help("wait for it to end, or stop it with Ctrl-C")
-                    .with_exit(Exit::Unfit))
-            }
-            Err(TryLockError::Error(error)) => Err(error).doing(format!("locking {}", path.display())),
-        }
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        hold(file.doing(format!("opening {}", path.display()))?, &path)
     }
 
     /// The user's key if the spec names one, else a key of the cluster's own, made once.
@@ -129,6 +111,38 @@ fn set_aside(path: &Path) -> Result<()> {
     let names = (1..).map(|n| if n == 1 { format!("{stamp}.log") } else { format!("{stamp}-{n}.log") });
     let free = names.map(|name| path.with_extension(name)).find(|name| !name.exists()).expect("the numbers do not end");
     fs::rename(path, &free).doing(format!("keeping the earlier log as {}", free.display()))
+}
+
+/// The same among all users of this machine, for a cluster on one libvirt. Where the directory cannot be written to there is
+/// none: a claim still has only one owner, and a guest runs one step at a time.
+pub fn lock_host(uri: &str, cluster: &str) -> Result<Option<Lock>> {
+    use std::os::unix::fs::PermissionsExt;
+    let known = crate::plan::hex(&sha2::Sha256::digest(format!("{uri}\n{cluster}"))[..8]);
+    let path = PathBuf::from(format!("/run/lock/nodegraft.{known}"));
+    // Opened before it is made: with O_CREAT the kernel refuses a file of somebody else's in such a directory.
+    let opened = OpenOptions::new().read(true).write(true).open(&path).or_else(|_| {
+        let made = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+        made.set_permissions(fs::Permissions::from_mode(0o666))?;
+        Ok::<_, std::io::Error>(made)
+    });
+    opened.ok().map(|file| hold(file, &path)).transpose()
+}
+
+fn hold(mut file: File, path: &Path) -> Result<Lock> {
+    match file.try_lock() {
+        Ok(()) => {
+            let _ = file.set_len(0);
+            let _ = write!(file, "{}", std::process::id());
+            Ok(Lock { _file: file })
+        }
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            Err(Error::new(format!("another nodegraft (process {}) is working on this cluster", holder.trim()))
+                .with_help("wait for it to end, or stop it with Ctrl-C")
+                .with_exit(Exit::Unfit))
+        }
+        Err(TryLockError::Error(error)) => Err(error).doing(format!("locking {}", path.display())),
+    }
 }
 
 /// The public keys in `~/.ssh` that a person would expect to be let in with.

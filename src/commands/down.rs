@@ -23,6 +23,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let outline = load_outline(&args.spec.file)?;
     let terms = plan::Cluster::of_spec(&outline.cluster)?;
     let _lock = crate::state::StateDir::open(&terms.name)?.lock()?;
+    let _shared = crate::state::lock_host(&outline.host.uri, &terms.name)?;
     let host = Host::open(&outline.host.uri).await?;
     let cluster = if args.without_cluster { None } else { cluster(&terms).await? };
     let inventory = Inventory::take(&host, cluster.as_ref(), &terms.name, &outline.host.pool).await?;

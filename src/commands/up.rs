@@ -67,6 +67,7 @@ pub(super) fn access(mode: AccessMode) -> Access {
 pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
+    let _shared = crate::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
     let run = open(plan).await?;
     agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {

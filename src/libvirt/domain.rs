@@ -161,15 +161,12 @@ impl Host {
         let wanted = uuid.to_owned();
         self.call("undefining the domain", move |conn| {
             let Some(domain) = by_uuid(conn, &wanted)? else { return Ok(false) };
-            let full = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
-            match domain.undefine_flags(full) {
+            let usual = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
+            match domain.undefine_flags(usual) {
                 Ok(()) => Ok(true),
-                // Drivers without NVRAM refuse the whole set of flags.
-                Err(error) if error.code().is_any(vec![ErrorNumber::InvalidArg, ErrorNumber::NoSupport]) => domain
-                    .undefine_flags(sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+                // It has NVRAM or checkpoints besides; a driver without these refuses their flags.
+                Err(error) if error.code().is(ErrorNumber::OperationInvalid) => domain
+                    .undefine_flags(usual | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_NVRAM)
                     .map(|()| true),
                 Err(error) => Err(error),
             }

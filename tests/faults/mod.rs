@@ -9,6 +9,7 @@ pub mod preload;
 pub mod ssh_proxy;
 
 mod api;
+mod cost;
 mod guest;
 mod hosts;
 mod libvirt;

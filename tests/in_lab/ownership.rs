@@ -336,3 +336,74 @@ fn what_only_a_new_vm_can_change() {
     assert_eq!(world.run(&["down"]).code, 0);
     world.assert_nothing_left();
 }
+
+/// A tiny VM that `join` takes for a machine with a kubelet: both programs only say what they are asked.
+fn machine(world: &World, name: &str, ip: &str) {
+    let home = world.dir.path().join(".ssh");
+    fs::create_dir_all(&home).unwrap();
+    if !home.join("id_ed25519").exists() {
+        must("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &home.join("id_ed25519").display().to_string()]);
+    }
+    world.template("machine/profile.yaml", "description: a stand-in for a kubelet\nruntime: containerd\nsteps: [work]\n");
+    world.template(
+        "machine/work.sh",
+        "mkdir -p /usr/bin\nprintf '#!/bin/sh\\necho Kubernetes v1.35.4\\n' > /usr/bin/kubelet\n\
+         printf '#!/bin/sh\\n[ \"$1\" != cat ] || echo --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf\\n' > /usr/bin/systemctl\n\
+         chmod 755 /usr/bin/kubelet /usr/bin/systemctl\n",
+    );
+    world.edit(|spec| if spec.contains("profile:") { spec } else { spec.replace("  cpus: 1\n", "  cpus: 1\n  profile: machine\n") });
+    assert_eq!(world.run(&["up"]).code, 0);
+    let claim = virsh(&["dumpxml", name]);
+    let key = claim.split("host_key='").nth(1).unwrap().split('\'').next().unwrap();
+    let known = home.join("known_hosts");
+    let before = fs::read_to_string(&known).unwrap_or_default();
+    fs::write(&known, format!("{before}{ip} {key}\n")).unwrap();
+}
+
+/// Machines that exist, and that think they have one name: a `join` never costs another machine its Node, nor its own
+/// machine's before it can be replaced.
+#[test]
+#[ignore = "needs the lab: make test"]
+fn joins_of_machines_with_one_name() {
+    let world = World::tiny("namesakes", &[("first", 158), ("second", 159)], |spec| spec);
+    machine(&world, "first", "192.168.3.158");
+    machine(&world, "second", "192.168.3.159");
+    let kubeconfig = super::kubernetes(NEW).join("admin.conf").display().to_string();
+    let join = |ip: &str, more: &[&str]| {
+        world.run(&[&["join", &format!("root@{ip}"), "--kubeconfig", &kubeconfig, "--timeout", "5s"], more].concat())
+    };
+    let _gone = Node("debian");
+    let node = register("debian", &instance("first"));
+    for more in [&["--name", "debian"][..], &["--name", "debian", "--reset"]] {
+        let other = join("192.168.3.159", more);
+        assert_eq!(other.code, 4, "{}", other.stderr);
+        assert!(other.stderr.contains("already has a Node debian"), "{}", other.stderr);
+        assert_eq!(uid("debian"), node);
+    }
+    // Its own machine, but no way to the API server: the Node it has stays, too.
+    let unreachable = join("192.168.3.158", &["--name", "debian", "--reset", "--server", "https://192.168.3.1:7443"]);
+    assert_eq!(unreachable.code, 5, "{}", unreachable.stderr);
+    assert!(unreachable.stderr.contains("cannot reach the API server"), "{}", unreachable.stderr);
+    assert_eq!(uid("debian"), node);
+    // A join that fails leaves neither token, nor the file with it, nor a binding.
+    let failed = join("192.168.3.159", &["--name", "nobody"]);
+    assert_ne!(failed.code, 0);
+    let tokens = kubectl(
+        NEW,
+        &[
+            "get",
+            "secret",
+            "-n",
+            "kube-system",
+            "-l",
+            "app.kubernetes.io/managed-by=nodegraft",
+            "-o",
+            "jsonpath={.items[*].metadata.annotations}",
+        ],
+    );
+    assert!(!tokens.contains(&instance("second")), "{tokens}");
+    assert_eq!(world.guest("192.168.3.159", "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null | wc -l").trim(), "0");
+    world.edit(|spec| spec.replace("  profile: machine\n", ""));
+    assert_eq!(world.run(&["down"]).code, 0);
+    world.assert_nothing_left();
+}

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
-use super::{NEW, OLD, World, kubectl_output, kubelet, kubernetes, machines, state, text, virsh};
+use super::{NEW, OLD, World, eventually, kubectl_output, kubelet, kubernetes, machines, state, text, virsh};
 
 /// What must be true of a node that is up, whatever its profile.
 fn assert_up(world: &World, node: &str, ip: &str, hostname: &str) {
@@ -117,6 +118,7 @@ fn debian_containerd_to_ready_and_back() {
     let rows: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!((rows[0]["domain"].as_str(), rows[0]["kubernetes"].as_str()), (Some("running"), Some("Ready")));
     assert_unchanged(&world);
+    a_failure_that_made_nothing_undoes_nothing(&world, node);
     machines::each_trouble_is_told_by_its_name(&world, ip);
     refused_logins(&world, ip);
     assert_down(&world);
@@ -139,6 +141,30 @@ fn the_experiment_of_chapter_9(world: &World) {
     }
     assert!(experiment.stderr.contains("is forbidden"), "the kubelet's own words are shown:\n{}", experiment.stderr);
     world.edit(|spec| spec.replace("join: 45s", "join: 10m"));
+}
+
+/// A Ready node, a new label, and a policy of the cluster that refuses it: what was there before stays, and runs.
+fn a_failure_that_made_nothing_undoes_nothing(world: &World, node: &str) {
+    let file = world.dir.path().join("policy.yaml").display().to_string();
+    let policy = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\nmetadata: {name: no-nvme}\nspec:\n  failurePolicy: Fail\n  \
+         matchConstraints: {resourceRules: [{apiGroups: [''], apiVersions: [v1], operations: [UPDATE], resources: [nodes]}]}\n  \
+         validations: [{expression: \"!has(object.metadata.labels.disk) || object.metadata.labels.disk != 'nvme'\", message: no nvme here}]\n---\n\
+         apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicyBinding\nmetadata: {name: no-nvme}\nspec: {policyName: no-nvme, validationActions: [Deny]}\n";
+    fs::write(&file, policy).unwrap();
+    world.kubectl(&["apply", "-f", &file]);
+    eventually(Duration::from_secs(60), "the policy", || {
+        !kubectl_output(NEW, &["label", "node", node, "disk=nvme", "--overwrite", "--dry-run=server"]).status.success()
+    });
+    let before = (world.kubectl(&["get", "node", node, "-o", "jsonpath={.metadata.uid}"]), virsh(&["domid", node]));
+    world.edit(|spec| spec.replace("labels: {disk: ssd}", "labels: {disk: nvme}"));
+    let up = world.run(&["up", "--on-failure", "undo"]);
+    assert_eq!(up.code, 5, "{}", up.stderr);
+    assert!(up.stderr.contains("no nvme here") && up.stderr.contains("had made nothing"), "{}", up.stderr);
+    assert_eq!((world.kubectl(&["get", "node", node, "-o", "jsonpath={.metadata.uid}"]), virsh(&["domid", node])), before);
+    assert_eq!(virsh(&["domstate", node]).trim(), "running");
+    assert!(world.ready(node));
+    world.edit(|spec| spec.replace("labels: {disk: nvme}", "labels: {disk: ssd}"));
+    world.kubectl(&["delete", "-f", &file]);
 }
 
 /// A guest that shows another host key, or no longer lets our key in, is refused with a reason.
