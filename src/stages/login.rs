@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::NodeRun;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, one_line};
 use crate::journal::Journal;
 use crate::mark::SeedState;
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -38,9 +38,10 @@ impl Stage<NodeRun> for Login {
             Err(error @ OpenError::WrongHostKey { .. }) => return Ok(Check::Conflict(wrong_key(on, error))),
             Err(error) => return Ok(Check::Needed(error.to_string())),
         };
-        let first_boot = first_boot(&session).await?;
-        if first_boot != "done" {
-            return Ok(Check::Needed(first_boot));
+        match first_boot(&session).await {
+            Ok(state) if state == "done" => {}
+            Ok(state) => return Ok(Check::Needed(state)),
+            Err(error) => return Ok(Check::Needed(one_line(&error))),
         }
         if on.mark()?.seed == SeedState::Full {
             return Ok(Check::Needed("the seed still holds the host key".into()));
@@ -50,10 +51,17 @@ impl Stage<NodeRun> for Login {
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let until = Instant::now() + on.node.deadlines.login;
-        let session = log_in(on, report, until).await?;
-        while let unfinished = first_boot(&session).await?
-            && unfinished != "done"
-        {
+        let mut session = log_in(on, report, until).await?;
+        loop {
+            // The first boot may restart sshd, or keep a slow guest too busy to answer.
+            let unfinished = match first_boot(&session).await {
+                Ok(state) if state == "done" => break,
+                Ok(state) => state,
+                Err(error) => {
+                    session = log_in(on, report, until).await?;
+                    one_line(&error)
+                }
+            };
             if Instant::now() > until {
                 return Err(Error::new(format!(
                     "the first boot did not finish within {} s: {unfinished}",

@@ -174,9 +174,15 @@ fn seed(root: &Path, user: &str, key: &str) {
          nodes:\n  - {{name: 192.168.3.104, address: 192.168.3.104/24, mac: '{MAC}'}}\n"
     );
     let plan = Plan::new(&Spec::parse(&spec, "seed.yaml").unwrap(), Templates::built_in(), &[]).unwrap();
-    let key = HostKey { public: format!("ssh-ed25519 {key} host"), private: Some(format!("PRIVATE {key}\n")) };
-    let files =
-        plan.seed_files(&plan.nodes[0], &"5e".repeat(16), &key, &["ssh-ed25519 AAAA one".into(), "ssh-ed25519 BBBB two".into()]).unwrap();
+    let host_key = HostKey { public: format!("ssh-ed25519 {key} host"), private: Some(format!("PRIVATE {key}\n")) };
+    let files = plan
+        .seed_files(
+            &plan.nodes[0],
+            &if key == "FIRST" { "5e" } else { "6f" }.repeat(16),
+            &host_key,
+            &["ssh-ed25519 AAAA one".into(), "ssh-ed25519 BBBB two".into()],
+        )
+        .unwrap();
     for (name, text) in files {
         let path = root.join("seed").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
