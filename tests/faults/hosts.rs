@@ -27,7 +27,8 @@ fn two_runs_of_the_same_cluster() {
         verdict.expect("the other's next up", &bed.run_with(&["up"], &users[1 - winner]), &[4, 5]);
         verdict.expect("the winner's next up", &bed.run_with(&["up"], &users[winner]), &[0]);
     } else {
-        verdict.wrong.push(format!("{} of two users got the node", won.len()));
+        let said: Vec<_> = ends.iter().map(|end| format!("exit {:?}:\n{}", end.code, end.stderr)).collect();
+        verdict.wrong.push(format!("{} of two users got the node; {}", won.len(), said.join("\n")));
     }
     let winner = won.first().copied().unwrap_or_default();
     verdict.expect("the winner's down", &bed.run_with(&["down"], &users[winner]), &[0]);

@@ -14,7 +14,7 @@ fn every_call_of_up(mode: &str, cluster: &str, ip: &str, sample: usize, shift: u
     let bed = Bed::new(cluster, ip);
     let mut row = Row::new(format!("libvirt, `up`: {mode}"));
     let calls = calls(&mut bed.command(&["up"], &[]));
-    bed.run(&["down"]);
+    bed.after(Follow::Down, &mut Verdict::default());
     up_through(&bed, &mut row, &faults(mode, &calls, sample, shift));
     row.end();
 }

@@ -19,7 +19,7 @@ fn every_packet(what: &str, bed: &Bed, wire: fn(u64) -> Wire, sample: usize, shi
         proxy.packets()
     };
     assert!(total > 20, "only {total} packets went through the proxy");
-    bed.run(&["down"]);
+    bed.after(Follow::Down, &mut Verdict::default());
     for (index, place) in places(usize::try_from(total).unwrap(), sample, shift).into_iter().enumerate() {
         let mut verdict = Verdict::default();
         let proxy = SshProxy::before(&bed.ip, wire(place as u64));
