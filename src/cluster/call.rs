@@ -12,7 +12,7 @@ use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 
 /// What one try may take.
 const TRY: Duration = Duration::from_secs(10);
@@ -110,9 +110,10 @@ impl Failure {
 
     /// The error of what was being done.
     pub(super) fn during(self, what: impl Into<String>) -> Error {
+        let error = Error::new(what).with_exit(Exit::Unfit);
         match self.waited {
-            None => Error::new(what).because(self),
-            Some(waited) => Error::new(what)
+            None => error.because(self),
+            Some(waited) => error
                 .because(Error::new(format!("the API server did not answer within {} s", waited.as_secs())).because(self))
                 .with_help("is the API server well? run the same command again when it answers"),
         }

@@ -89,11 +89,14 @@ impl Host {
                         self.replace(fresh);
                     }
                     let silence = Error::new(format!("no answer from libvirt at {} within {} s", self.uri, limit.as_secs()));
-                    return Err(Error::new(what).because(silence).with_help("is libvirtd there well? run the same command again"));
+                    return Err(Error::new(what)
+                        .because(silence)
+                        .with_exit(Exit::Unfit)
+                        .with_help("is libvirtd there well? run the same command again"));
                 }
             };
             if !lost || again {
-                return Err(Error::new(what).because(error));
+                return Err(Error::new(what).because(error).with_exit(Exit::Unfit));
             }
             match connect(&self.uri).await {
                 Ok(fresh) => {
@@ -102,7 +105,10 @@ impl Host {
                 }
                 Err(reopening) => {
                     let gone = Error::new(format!("the connection to libvirt at {} was lost", self.uri)).because(reopening);
-                    return Err(Error::new(what).because(gone).with_help("is libvirtd running there? run the same command again"));
+                    return Err(Error::new(what)
+                        .because(gone)
+                        .with_exit(Exit::Unfit)
+                        .with_help("is libvirtd running there? run the same command again"));
                 }
             }
         }

@@ -217,7 +217,7 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan, sight: &Sigh
             findings.push(Finding::bad(error.to_string(), error.help().unwrap_or_default()));
         }
     }
-    let probes = fresh.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip).await) });
+    let probes = fresh.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip, &node.mac).await) });
     for (name, ip, answer) in futures_util::future::join_all(probes).await {
         findings.push(match answer {
             Some(how) => {
@@ -313,7 +313,7 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
 }
 
 /// How something shows itself at an address that should be free, if it does.
-async fn answers(ip: IpAddr) -> Option<String> {
+async fn answers(ip: IpAddr, own: &str) -> Option<String> {
     match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect(SocketAddr::new(ip, 22))).await {
         Ok(Ok(_)) => return Some("SSH port open".into()),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Some("it refuses connections".into()),
@@ -321,7 +321,8 @@ async fn answers(ip: IpAddr) -> Option<String> {
     }
     // A machine that drops our packets still answered ARP for them.
     let table = std::fs::read_to_string("/proc/net/arp").unwrap_or_default();
-    arp_entry(&table, ip).map(|mac| format!("MAC {mac}"))
+    // The node's own MAC is remembered for a while after a `down`.
+    arp_entry(&table, ip).filter(|mac| !mac.eq_ignore_ascii_case(own)).map(|mac| format!("MAC {mac}"))
 }
 
 /// The complete entry of an address in the kernel's ARP table.
