@@ -121,6 +121,8 @@ const STUCK: Duration = Duration::from_secs(30);
 /// Without a sign of life for so long, the kernel takes the other end for dead.
 const DEAD: Duration = Duration::from_secs(90);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// What a command that ended is given to close its output; one that left something behind in the guest never does.
+const AFTER_TRAILER: Duration = Duration::from_secs(2);
 /// A line longer than this is cut in pieces: a guest may send one without an end.
 const LONGEST_LINE: usize = 64 << 10;
 /// The longest first line of a server that is an SSH server, with its line end.
@@ -292,9 +294,13 @@ impl Session {
                 Err(error) => return Ended::Lost(error.to_string()),
             }
         }
+        // Its own end follows at once, and a server that is cut off before it may close the whole connection.
+        session.set_timeout(millis(AFTER_TRAILER));
+        while !channel.eof() && channel.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        let ended = channel.eof();
         session.set_timeout(millis(Duration::from_secs(10)));
         let status = lines.finish(&mut on_line);
-        let _ = channel.close();
+        let _ = if ended { channel.wait_close() } else { channel.close() };
         match status {
             Some(status) => Ended::of(status, begun.elapsed().as_secs() >= deadline.as_secs().max(1)),
             None => Ended::Lost("the connection closed before the command's end was seen".into()),
