@@ -70,17 +70,20 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
     }
 }
 
-/// The first Ctrl-C stops after the call under way; the second ends at once.
+/// The first Ctrl-C stops after the call under way, and so does a terminal that goes away; the second ends at once.
 async fn listen_for_ctrl_c(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
         if stop.is_cancelled() {
+            ui::note("ended at once: what was under way may be half done, a VM paused; the next `up` or `down` goes on from there");
             std::process::exit(Exit::Interrupted as i32);
         }
         stop.cancel();

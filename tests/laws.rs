@@ -14,8 +14,8 @@ use nodegraft::ownership::Owner;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
 use nodegraft::plan::Plan;
 use nodegraft::spec::Spec;
-use nodegraft::stages::inventory::{Existing, Inventory};
-use nodegraft::stages::removal::{Drain, Removed, Remover};
+use nodegraft::stages::inventory::{Ask, Existing, Inventory};
+use nodegraft::stages::removal::{Drain, Removal, Removed, Remover};
 use nodegraft::stages::{NodeRun, Run, Sight, node_stages};
 use nodegraft::state::StateDir;
 use nodegraft::template::Templates;
@@ -246,7 +246,7 @@ impl World {
     }
 
     async fn inventory(&self) -> Inventory {
-        Inventory::take(&self.run.host, None, &self.run.plan.cluster.name, "kvmimage").await.unwrap()
+        Inventory::take(&self.run.host, None, &self.run.plan.cluster.name, Ask::Everything).await.unwrap()
     }
 
     async fn remove(&self, existing: &Existing) -> Removed {
@@ -254,7 +254,7 @@ impl World {
     }
 
     fn remover(&self, stop: tokio_util::sync::CancellationToken) -> Remover<'_> {
-        Remover { host: Some(&self.run.host), cluster: None, events: self.events.clone(), stop }
+        Remover::new(Some(&self.run.host), None, self.events.clone(), stop)
     }
 
     /// An overlay that nodegraft did not make.
@@ -450,4 +450,44 @@ async fn a_stop_begins_nothing() {
     let removed = world.remover(stop).remove(&inventory.node(&owner.node).unwrap().removal(Drain::No)).await;
     assert!(removed.stopped && !removed.any && removed.left.is_empty());
     assert_eq!((world.names().await.len(), world.volumes().await.len()), (1, 3));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_seen_where_libvirt_does_not_tell_what_it_stands_on() {
+    // Of a VM that is off, and a file outside the pool.
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let claim = world.run.host.domain(&owner.uuid()).await.unwrap().unwrap();
+    let disks = "<devices><disk type='file'><source file='/elsewhere/snap'/><target dev='vda'/></disk></devices>";
+    let metadata = format!("<metadata>{}</metadata>", claim.mark.unwrap().element());
+    let xml = domain_xml(&owner.node, &owner.uuid(), &metadata).replace("</domain>", &format!("{disks}</domain>"));
+    world.run.host.define_domain(&owner.node, xml).await.unwrap();
+    assert!(world.inventory().await.node(&owner.node).unwrap().in_use.as_ref().unwrap().contains("/elsewhere/snap"));
+}
+
+#[tokio::test]
+async fn a_disk_given_as_a_volume_is_used_too() {
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let disk =
+        format!("<devices><disk type='volume'><source pool='kvmimage' volume='{}'/><target dev='vda'/></disk></devices>", owner.disk());
+    let xml = domain_xml("rescue", THEIRS, "").replace("</domain>", &format!("{disk}</domain>"));
+    world.run.host.define_domain("rescue", xml).await.unwrap();
+    assert!(world.inventory().await.node(&owner.node).unwrap().in_use.as_ref().unwrap().contains("rescue"));
+}
+
+/// An earlier run claimed the node, this one made its volumes and failed: they go, and the claim no longer says that they are
+/// there.
+#[tokio::test]
+async fn undo_of_a_later_run_leaves_the_earlier_ones_claim_as_it_was() {
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let things = [owner.disk(), owner.seed()].map(|name| Thing::Volume { pool: "kvmimage".into(), name }).to_vec();
+    let removal = Removal { owner: owner.clone(), uuid: Some(owner.uuid()), things, drain: None, looked: None };
+    let on = world.later().await;
+    let removed = world.remover(tokio_util::sync::CancellationToken::new()).undo_all(&removal, &on).await;
+    assert!(removed.left.is_empty() && removed.any);
+    assert_eq!(world.volumes().await, ["debian13.qcow2"]);
+    let again = world.later().await;
+    assert!(matches!(check("Volume", &again).await, Check::Needed(_)), "the next run makes them anew");
 }

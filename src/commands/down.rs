@@ -13,8 +13,8 @@ use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::libvirt::Host;
 use crate::plan;
-use crate::spec::Outline;
-use crate::stages::inventory::{Existing, Inventory};
+use crate::spec::{Access, Outline};
+use crate::stages::inventory::{Ask, Existing, Inventory};
 use crate::stages::removal::{Drain, Remover};
 use crate::ui::prompt::Prompt;
 
@@ -26,7 +26,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let _shared = crate::state::lock_host(&outline.host.uri, &terms.name)?;
     let host = Host::open(&outline.host.uri).await?;
     let cluster = if args.without_cluster { None } else { cluster(&terms).await? };
-    let inventory = Inventory::take(&host, cluster.as_ref(), &terms.name, &outline.host.pool).await?;
+    let inventory = Inventory::take(&host, cluster.as_ref(), &terms.name, Ask::Everything).await?;
     let doomed = choose(&inventory, &outline, args)?;
     tell_of_the_rest(&inventory, &doomed, &outline, args, setting);
     let prompt = Prompt::new(args.yes);
@@ -40,14 +40,17 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
         run_stages: Vec::new(),
         nodes: doomed.iter().map(|node| NodeRow { name: node.owner.node.clone(), stages: node.removal(drain).words() }).collect(),
     });
-    let remover = Remover { host: Some(&host), cluster: cluster.as_ref(), events: setting.events.clone(), stop: setting.stop.clone() };
+    let remover = Remover::new(Some(&host), cluster.as_ref(), setting.events.clone(), setting.stop.clone());
     let walks = doomed.iter().map(|node| remove(node, drain, &remover, setting));
     let results: Vec<NodeResult> = futures_util::stream::iter(walks).buffer_unordered(usize::from(args.parallel)).collect().await;
     let count = |wanted| results.iter().filter(|result| **result == wanted).count();
     let mut failed = count(NodeResult::Failed);
     // The binding serves every node of the cluster, on whatever host: it goes with the last of them.
     let last = results.len() == inventory.nodes.len() && count(NodeResult::Done) == results.len();
-    if last && let Some(cluster) = &cluster {
+    if last
+        && terms.access == Access::Ensure
+        && let Some(cluster) = &cluster
+    {
         failed += release(cluster, &terms.name, setting).await;
     }
     if args.without_cluster && terms.source.is_some() {

@@ -59,6 +59,9 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     };
     if needed {
         let Walked { result, .. } = walk(&once, None).forward().await;
+        if result.is_err() {
+            clean_up(&machine, &journal, false, setting).await;
+        }
         result.map_err(|error| if error.is_interruption() { error } else { error.with_exit(Exit::Unfit).shown() })?;
     }
     let walked = walk(&each, Some(name)).forward().await;
@@ -78,10 +81,10 @@ async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &
     let things = journal.backward();
     let bound = things.iter().any(|thing| matches!(thing, Thing::Binding { .. }));
     if failed && let Ok(owner) = machine.membership() {
-        let removal = Removal { owner, uuid: None, things, drain: None };
+        let removal = Removal { owner, uuid: None, things, drain: None, looked: None };
         // A stop that ended the join does not end its undoing.
         let stop = tokio_util::sync::CancellationToken::new();
-        let remover = Remover { host: None, cluster: Some(&machine.cluster), events: setting.events.clone(), stop };
+        let remover = Remover::new(None, Some(&machine.cluster), setting.events.clone(), stop);
         left = remover.undo_all(&removal, machine).await.left;
     }
     if bound {

@@ -8,7 +8,7 @@ use crate::difference::{self, Difference};
 use crate::error::{Exit, Result};
 use crate::libvirt::Host;
 use crate::plan::{Node, Plan};
-use crate::stages::inventory::{Existing, Inventory};
+use crate::stages::inventory::{Ask, Existing, Inventory};
 use crate::ui;
 
 #[derive(Serialize)]
@@ -35,7 +35,7 @@ pub async fn run(args: &cli::Status, setting: &Setting) -> Result<Exit> {
     let plan = setting.plan(&args.spec)?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = cluster_if_any(&plan.cluster).await?;
-    let inventory = Inventory::take(&host, cluster.as_ref(), &plan.cluster.name, &plan.host.pool).await?;
+    let inventory = Inventory::take(&host, cluster.as_ref(), &plan.cluster.name, Ask::Nodes).await?;
     let mut rows: Vec<Row> = plan.nodes.iter().map(|node| row(&plan, node, &inventory)).collect();
     if args.spec.nodes.is_empty() {
         rows.extend(inventory.nodes.iter().filter(|node| !plan.names.contains(&node.owner.node)).map(stray));

@@ -13,10 +13,11 @@ use crate::difference::{self, Difference, sentence};
 use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::journal::{Journal, Thing};
+use crate::ownership::Owner;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::plan::{Node, Plan};
 use crate::spec::Access;
-use crate::stages::inventory::Inventory;
+use crate::stages::inventory::{Ask, Inventory};
 use crate::stages::removal::{Drain, Removal, Remover};
 use crate::stages::{NodeRun, Run, node_stages, run_stages};
 use crate::ui::prompt::Prompt;
@@ -77,14 +78,26 @@ pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Se
         nodes: rows(&run.plan),
     });
     let journal = Journal::default();
-    prepare(&run, setting, &journal).await?;
+    if let Err(error) = prepare(&run, setting, &journal).await {
+        if manner.on_failure == OnFailure::Undo {
+            undo_access(&run, &journal, setting).await;
+        }
+        return Err(error);
+    }
     tell_of_strays(&run, file, setting);
     let mut results = Vec::new();
     let (anew, rest): (Vec<&Node>, Vec<&Node>) = run.plan.nodes.iter().partition(|node| manner.recreate.contains(&node.name));
     for node in anew {
-        results.push(recreate(&run, node, manner, setting).await);
+        // One that did not come back is enough: the others still run.
+        if results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted)) {
+            let detail = "left as it was, since the one before it did not come back".to_owned();
+            setting.events.send(Event::NodeFinished { node: node.name.clone(), result: NodeResult::Interrupted, detail, seconds: 0.0 });
+            results.push(NodeResult::Interrupted);
+        } else {
+            results.push(recreate(&run, node, manner, &journal, setting).await);
+        }
     }
-    let walks = rest.into_iter().map(|node| graft(NodeRun::new(Arc::clone(&run), node.clone()), manner.on_failure, setting));
+    let walks = rest.into_iter().map(|node| graft(NodeRun::new(Arc::clone(&run), node.clone()), manner.on_failure, &journal, setting));
     results.extend(futures_util::stream::iter(walks).buffer_unordered(usize::from(manner.parallel)).collect::<Vec<NodeResult>>().await);
     let count = |wanted| results.iter().filter(|result| **result == wanted).count();
     if manner.on_failure == OnFailure::Undo && count(NodeResult::Failed) + count(NodeResult::Interrupted) > 0 {
@@ -130,7 +143,7 @@ async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> 
     if manner.recreate.is_empty() || !prompt.asks() {
         return Ok(());
     }
-    let inventory = Inventory::take(&run.host, run.cluster.as_ref(), &run.plan.cluster.name, &run.plan.host.pool).await?;
+    let inventory = Inventory::take(&run.host, run.cluster.as_ref(), &run.plan.cluster.name, Ask::Everything).await?;
     let doomed: Vec<_> = inventory.nodes.iter().filter(|node| manner.recreate.contains(&node.owner.node)).collect();
     if doomed.is_empty() {
         return Ok(());
@@ -164,14 +177,14 @@ fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
 }
 
 /// Removes a node as `down` does, and brings it up as a new one.
-async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, setting: &Setting) -> NodeResult {
+async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, shared: &Journal, setting: &Setting) -> NodeResult {
     let begun = Instant::now();
     let failed = |result, detail: String| {
         setting.events.send(Event::NodeFinished { node: node.name.clone(), result, detail, seconds: begun.elapsed().as_secs_f64() });
         result
     };
-    let (cluster, pool) = (run.cluster.as_ref(), &run.plan.host.pool);
-    let inventory = match Inventory::take(&run.host, cluster, &run.plan.cluster.name, pool).await {
+    let cluster = run.cluster.as_ref();
+    let inventory = match Inventory::take(&run.host, cluster, &run.plan.cluster.name, Ask::Everything).await {
         Ok(inventory) => inventory,
         Err(error) => return failed(NodeResult::Failed, one_line(&error)),
     };
@@ -179,7 +192,7 @@ async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, setting: &Se
         if let Some(refusal) = existing.refusal() {
             return failed(NodeResult::Failed, one_line(&refusal));
         }
-        let remover = Remover { host: Some(&run.host), cluster, events: setting.events.clone(), stop: setting.stop.clone() };
+        let remover = Remover::new(Some(&run.host), cluster, setting.events.clone(), setting.stop.clone());
         let removed = remover.remove(&existing.removal(manner.drain)).await;
         if removed.stopped {
             return failed(NodeResult::Interrupted, "stopped at your request".into());
@@ -188,10 +201,11 @@ async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, setting: &Se
             return failed(NodeResult::Failed, one_line(error));
         }
     }
-    graft(NodeRun::anew(Arc::clone(run), node.clone()), manner.on_failure, setting).await
+    graft(NodeRun::anew(Arc::clone(run), node.clone()), manner.on_failure, shared, setting).await
 }
 
-async fn graft(on: NodeRun, on_failure: OnFailure, setting: &Setting) -> NodeResult {
+/// `shared` is the journal of the run: what serves more than this node goes there.
+async fn graft(on: NodeRun, on_failure: OnFailure, shared: &Journal, setting: &Setting) -> NodeResult {
     let begun = Instant::now();
     let name = on.node.name.clone();
     let journal = Journal::default();
@@ -199,6 +213,7 @@ async fn graft(on: NodeRun, on_failure: OnFailure, setting: &Setting) -> NodeRes
     let (events, stop) = (setting.events.clone(), setting.stop.clone());
     let walk = Walk { stages: &stages, on: &on, subject: Some(name.clone()), events, stop, journal: &journal };
     let Walked { applied, result } = walk.forward().await;
+    journal.backward().into_iter().filter(|thing| matches!(thing, Thing::Binding { .. })).for_each(|binding| shared.made(binding));
     let (result, detail) = match result {
         Ok(()) => arrived(&on, &applied),
         Err(error) => {
@@ -236,20 +251,22 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     if things.is_empty() {
         return "; this run had made nothing of it".into();
     }
+    // The claim of this run proves itself, whether or not it was seen since: its UUID is the instance.
+    let owner =
+        |uuid: &str| Owner { cluster: on.run.plan.cluster.name.clone(), node: on.node.name.clone(), instance: uuid.replace('-', "") };
     let made = things.iter().find_map(|thing| match thing {
         Thing::Domain { uuid, .. } => Some(uuid.clone()),
         _ => None,
     });
-    let claim = on.claim();
-    let (Some(uuid), Some(owner)) =
-        (made.or_else(|| claim.as_ref().map(|claim| claim.uuid.clone())), claim.as_ref().and_then(|c| c.owner()))
-    else {
+    let Some(uuid) = made.or_else(|| on.claim().map(|claim| claim.uuid)) else {
         return "; its claim is gone, and with it the proof of what this run made".into();
     };
-    let removal = Removal { owner: owner.clone(), uuid: Some(uuid), things, drain: None };
+    // What was under way when the run ended may yet make something.
+    on.run.host.settle().await;
+    let removal = Removal { owner: owner(&uuid), uuid: Some(uuid), things, drain: None, looked: None };
     // A stop that ended the run does not end its undoing.
     let stop = tokio_util::sync::CancellationToken::new();
-    let remover = Remover { host: Some(&on.run.host), cluster: on.run.cluster.as_ref(), events: setting.events.clone(), stop };
+    let remover = Remover::new(Some(&on.run.host), on.run.cluster.as_ref(), setting.events.clone(), stop);
     let removed = remover.undo_all(&removal, on).await;
     if removed.left.is_empty() {
         "; what this run made was removed".into()

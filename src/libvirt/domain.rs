@@ -10,7 +10,7 @@ use virt::sys;
 
 use super::{Host, absent_as_none};
 use crate::error::{Error, Result};
-use crate::mark::{self, Mark};
+use crate::mark::{self, Claimed, Mark};
 use crate::ownership::{self, Owner};
 
 /// A domain as libvirt describes it.
@@ -29,6 +29,8 @@ pub struct Domain {
     pub disks: Vec<String>,
     /// Paths of the files below these, as far as libvirt tells.
     pub backing: Vec<String>,
+    /// Disks that are given as volumes of a pool.
+    pub volumes: Vec<Claimed>,
 }
 
 impl Domain {
@@ -195,6 +197,10 @@ fn parse(xml: &str, paused: bool) -> Result<Domain> {
         let source = element.children().find(|child| child.has_tag_name("source"))?;
         ["file", "dev"].iter().find_map(|key| source.attribute(*key)).map(str::to_owned)
     };
+    let volume = |element: roxmltree::Node<'_, '_>| {
+        let source = element.children().find(|child| child.has_tag_name("source"))?;
+        Some(Claimed { pool: source.attribute("pool")?.to_owned(), name: source.attribute("volume")?.to_owned() })
+    };
     Ok(Domain {
         name: text("name"),
         uuid: text("uuid"),
@@ -204,6 +210,7 @@ fn parse(xml: &str, paused: bool) -> Result<Domain> {
         cpus: text("vcpu").parse().unwrap_or(0),
         memory: memory(root),
         backing: disks.clone().flat_map(|disk| disk.descendants().filter(|e| e.has_tag_name("backingStore"))).filter_map(source).collect(),
+        volumes: disks.clone().filter_map(volume).collect(),
         disks: disks.filter_map(source).collect(),
     })
 }

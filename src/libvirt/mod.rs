@@ -23,6 +23,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Host {
     conn: Arc<Mutex<Connect>>,
     uri: String,
+    /// Held, shared, by every call under way, also by one that nobody waits for any more.
+    under_way: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// How a libvirt network stands.
@@ -42,7 +44,16 @@ impl Host {
                 .with_help(format!("is libvirtd running there, and may you use it? try: virsh -c '{uri}' version"))
                 .with_exit(Exit::Unfit)
         })?;
-        Ok(Self { conn: Arc::new(Mutex::new(conn)), uri: uri.to_owned() })
+        Ok(Self::new(conn, uri))
+    }
+
+    fn new(conn: Connect, uri: &str) -> Self {
+        Self { conn: Arc::new(Mutex::new(conn)), uri: uri.to_owned(), under_way: Arc::default() }
+    }
+
+    /// Waits for the calls under way: a future that was dropped does not end its call.
+    pub async fn settle(&self) {
+        let _ = tokio::time::timeout(CALL_DEADLINE, self.under_way.write()).await;
     }
 
     pub fn uri(&self) -> &str {
@@ -78,7 +89,11 @@ impl Host {
         let mut conn = self.current();
         for again in [false, true] {
             let (on, todo) = (conn.clone(), Arc::clone(&work));
-            let done = tokio::task::spawn_blocking(move || todo(&on).map_err(|error| (is_lost(&on), plain(error))));
+            let busy = Arc::clone(&self.under_way).read_owned().await;
+            let done = tokio::task::spawn_blocking(move || {
+                let _busy = busy;
+                todo(&on).map_err(|error| (is_lost(&on), plain(error)))
+            });
             let (lost, error) = match tokio::time::timeout(limit, done).await {
                 Ok(Ok(Ok(value))) => return Ok(value),
                 Ok(Ok(Err(failed))) => failed,

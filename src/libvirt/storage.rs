@@ -1,6 +1,7 @@
 //! Pools and volumes. Sizes are bytes. libvirt does not refuse to delete a base volume that has overlays, nor an
 //! overlay smaller than its base: the stages do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use roxmltree::Document;
@@ -16,6 +17,8 @@ use crate::mark::escape;
 
 /// Of a copy on the host: a large template on a slow disk.
 pub const COPY_DEADLINE: Duration = Duration::from_secs(3600);
+/// Of a look into everything: a call for each volume.
+const LOOK_DEADLINE: Duration = Duration::from_secs(300);
 /// What is uploaded beyond the last byte that is not zero: what an earlier, longer content may have left there.
 const MARGIN: usize = 64 << 10;
 
@@ -70,30 +73,31 @@ impl Host {
                 let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&name), ErrorNumber::NoStoragePool)? else {
                     return Ok(None);
                 };
-                let active = pool.is_active()?;
-                let mut names = Vec::new();
-                let mut described = Vec::new();
-                if active {
-                    refresh(&pool)?;
-                    for volume in pool.list_all_volumes(0)? {
-                        let name = volume.name()?;
-                        // One may go while we look.
-                        if wanted(&name) {
-                            match absent_as_none(volume.xml_desc(0), ErrorNumber::NoStorageVolume)? {
-                                Some(xml) => described.push((name.clone(), xml)),
-                                None => continue,
-                            }
-                        }
-                        names.push(name);
-                    }
-                }
-                Ok(Some((active, pool.xml_desc(0)?, names, described)))
+                look(&pool, true, &wanted).map(Some)
             })
             .await?;
-        let Some((active, xml, names, described)) = found else { return Ok(None) };
-        let (path, available) = parse_pool(&xml)?;
-        let volumes = described.into_iter().map(|(name, xml)| parse_volume(name, &xml)).collect::<Result<_>>()?;
-        Ok(Some(Pool { name: pool.to_owned(), active, available, path, names, volumes }))
+        found.map(|seen| seen.describe(pool.to_owned())).transpose()
+    }
+
+    /// Every pool of the host. Those in `needed` are refreshed, and what is wrong with them is an error; of others what can
+    /// be seen is enough.
+    pub async fn pools(&self, needed: BTreeSet<String>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Vec<Pool>> {
+        let found = self
+            .call_within(LOOK_DEADLINE, "looking into the pools", move |conn| {
+                let mut found = Vec::new();
+                for pool in conn.list_all_storage_pools(0)? {
+                    let name = pool.name()?;
+                    let looked = look(&pool, needed.contains(&name), &wanted);
+                    match looked {
+                        Ok(seen) => found.push((name, seen)),
+                        Err(error) if needed.contains(&name) => return Err(error),
+                        Err(_) => {}
+                    }
+                }
+                Ok(found)
+            })
+            .await?;
+        found.into_iter().map(|(name, seen)| seen.describe(name)).collect()
     }
 
     pub async fn pool_names(&self) -> Result<Vec<String>> {
@@ -141,7 +145,7 @@ impl Host {
             escape(name)
         );
         let (pool_name, base_name) = (pool.to_owned(), base.to_owned());
-        let own = Self { conn: std::sync::Arc::new(std::sync::Mutex::new(connect(&self.uri).await?)), uri: self.uri.clone() };
+        let own = Self { under_way: self.under_way.clone(), ..Self::new(connect(&self.uri).await?, &self.uri) };
         own.call_within(COPY_DEADLINE, format!("copying {base} to {name}"), move |conn| {
             let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
             let base = pool.lookup_storage_vol_by_name(&base_name)?;
@@ -201,6 +205,44 @@ impl Host {
         })
         .await
     }
+}
+
+/// A pool as libvirt told of it.
+struct Seen {
+    active: bool,
+    xml: String,
+    names: Vec<String>,
+    described: Vec<(String, String)>,
+}
+
+impl Seen {
+    fn describe(self, name: String) -> Result<Pool> {
+        let (path, available) = parse_pool(&self.xml)?;
+        let volumes = self.described.into_iter().map(|(name, xml)| parse_volume(name, &xml)).collect::<Result<_>>()?;
+        Ok(Pool { name, active: self.active, available, path, names: self.names, volumes })
+    }
+}
+
+fn look(pool: &StoragePool, anew: bool, wanted: &impl Fn(&str) -> bool) -> Result<Seen, VirtError> {
+    let active = pool.is_active()?;
+    let (mut names, mut described) = (Vec::new(), Vec::new());
+    if active {
+        if anew {
+            refresh(pool)?;
+        }
+        for volume in pool.list_all_volumes(0)? {
+            let name = volume.name()?;
+            // One may go while we look.
+            if wanted(&name) {
+                match absent_as_none(volume.xml_desc(0), ErrorNumber::NoStorageVolume)? {
+                    Some(xml) => described.push((name.clone(), xml)),
+                    None => continue,
+                }
+            }
+            names.push(name);
+        }
+    }
+    Ok(Seen { active, xml: pool.xml_desc(0)?, names, described })
 }
 
 /// Lets the pool see files that came or went behind libvirt's back. While a copy is under way libvirt refuses, and what

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::removal::{Drain, Removal};
 use crate::cluster::pod::Pod;
+use tokio::time::Instant;
+
 use crate::cluster::token::OurToken;
 use crate::cluster::{Cluster, node::Node};
 use crate::difference::Machine;
@@ -40,6 +42,16 @@ pub struct Existing {
     /// Why its files must stay: somebody else uses them.
     pub in_use: Option<String>,
     pub member: Option<Membership>,
+    looked: Instant,
+}
+
+/// What the API server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// For a comparison.
+    Nodes,
+    /// Tokens and pods, too: what a removal needs to know.
+    Everything,
 }
 
 /// What the cluster has of a node.
@@ -51,24 +63,21 @@ pub struct Membership {
 }
 
 impl Inventory {
-    /// One look at libvirt, and one at the API server where there is one. `pool` is where new volumes would go.
-    pub async fn take(host: &Host, cluster: Option<&Cluster>, name: &str, pool: &str) -> Result<Self> {
+    /// One look at libvirt, and one at the API server where there is one.
+    pub async fn take(host: &Host, cluster: Option<&Cluster>, name: &str, ask: Ask) -> Result<Self> {
+        let looked = Instant::now();
         let domains = host.domains().await?;
         let claims: Vec<(&Domain, &Owner, &Mark)> = domains
             .iter()
             .filter_map(|domain| Some((domain, domain.owner()?, domain.proven_mark()?)))
             .filter(|(_, owner, _)| owner.cluster == name)
             .collect();
-        let mut wanted: BTreeSet<&str> = claims.iter().flat_map(|(_, _, mark)| &mark.volumes).map(|volume| volume.pool.as_str()).collect();
-        wanted.insert(pool);
-        let mut pools = BTreeMap::new();
-        for pool in wanted {
-            // A seed volume is raw: it stands on nothing.
-            if let Some(found) = host.pool(pool, |name| !name.ends_with(SEED_SUFFIX)).await? {
-                pools.insert(pool.to_owned(), found);
-            }
-        }
-        let members = Members::ask(cluster).await?;
+        let used: BTreeSet<String> = claims.iter().flat_map(|(_, _, mark)| &mark.volumes).map(|volume| volume.pool.clone()).collect();
+        // A seed volume is raw: it stands on nothing.
+        let pools = host.pools(used, |name| !name.ends_with(SEED_SUFFIX)).await?;
+        let pools: BTreeMap<String, Pool> = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
+        let files = Files { local: host.is_local(), domains: &domains, pools: &pools };
+        let members = Members::ask(cluster, ask).await?;
         let mut nodes = Vec::new();
         for (domain, owner, mark) in claims {
             let listed = |volume: &&Claimed| pools.get(&volume.pool).is_some_and(|pool| pool.has(&volume.name));
@@ -76,7 +85,8 @@ impl Inventory {
                 volumes: mark.volumes.iter().filter(listed).cloned().collect(),
                 inactive: inactive(mark, &pools),
                 disk: mark.volumes.iter().find_map(|volume| Some(pools.get(&volume.pool)?.volume(&volume.name)?.capacity)),
-                in_use: in_use(domain, mark, &domains, &pools),
+                in_use: files.in_use(domain, mark),
+                looked,
                 member: members.of(owner, cluster).await?,
                 domain: domain.clone(),
                 owner: owner.clone(),
@@ -129,7 +139,7 @@ impl Existing {
         things
             .extend(self.volumes.iter().chain(unseen).map(|volume| Thing::Volume { pool: volume.pool.clone(), name: volume.name.clone() }));
         things.push(Thing::Domain { name: self.domain.name.clone(), uuid: self.domain.uuid.clone() });
-        Removal { owner: self.owner.clone(), uuid: Some(self.domain.uuid.clone()), things, drain: drained }
+        Removal { owner: self.owner.clone(), uuid: Some(self.domain.uuid.clone()), things, drain: drained, looked: Some(self.looked) }
     }
 
     /// As the spec is compared with it.
@@ -179,26 +189,25 @@ impl Existing {
 
 /// What the API server has of a cluster's nodes.
 struct Members {
-    asked: bool,
+    ask: Option<Ask>,
     nodes: Vec<Node>,
     tokens: Vec<OurToken>,
 }
 
 impl Members {
-    async fn ask(cluster: Option<&Cluster>) -> Result<Self> {
-        Ok(match cluster {
-            Some(cluster) => Self { asked: true, nodes: cluster.all_nodes().await?, tokens: cluster.our_tokens().await? },
-            None => Self { asked: false, nodes: Vec::new(), tokens: Vec::new() },
-        })
+    async fn ask(cluster: Option<&Cluster>, ask: Ask) -> Result<Self> {
+        let Some(cluster) = cluster else { return Ok(Self { ask: None, nodes: Vec::new(), tokens: Vec::new() }) };
+        let tokens = if ask == Ask::Everything { cluster.our_tokens().await? } else { Vec::new() };
+        Ok(Self { ask: Some(ask), nodes: cluster.all_nodes().await?, tokens })
     }
 
     async fn of(&self, owner: &Owner, cluster: Option<&Cluster>) -> Result<Option<Membership>> {
-        let Some(cluster) = cluster.filter(|_| self.asked) else { return Ok(None) };
+        let (Some(cluster), Some(ask)) = (cluster, self.ask) else { return Ok(None) };
         let node = self.nodes.iter().find(|node| node.is_of(&owner.instance)).cloned();
         let tokens = self.tokens.iter().filter(|token| token.owner == *owner).cloned().collect();
         let pods = match &node {
-            Some(node) => cluster.pods_on(&node.name).await?.into_iter().filter(Pod::must_leave).collect(),
-            None => Vec::new(),
+            Some(node) if ask == Ask::Everything => cluster.pods_on(&node.name).await?.into_iter().filter(Pod::must_leave).collect(),
+            _ => Vec::new(),
         };
         Ok(Some(Membership { node, tokens, pods }))
     }
@@ -209,32 +218,52 @@ fn inactive(mark: &Mark, pools: &BTreeMap<String, Pool>) -> Vec<String> {
     pools.cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Who besides its own claim uses a node's files: another domain, a volume that is an overlay on one, or the domain
-/// itself through a file that is not of the claim, as an external snapshot leaves it.
-fn in_use(domain: &Domain, mark: &Mark, domains: &[Domain], pools: &BTreeMap<String, Pool>) -> Option<String> {
-    let path = |volume: &Claimed| {
-        let pool = pools.get(&volume.pool)?;
-        Some(pool.volume(&volume.name).map_or_else(|| pool.path_of(&volume.name), |known| known.path.clone()))
-    };
-    let own: BTreeSet<String> = mark.volumes.iter().filter_map(path).collect();
-    for other in domains.iter().filter(|other| other.uuid != domain.uuid) {
-        if let Some(file) = other.disks.iter().chain(&other.backing).find(|file| own.contains(*file)) {
-            return Some(format!("the domain {} uses {file}", other.name));
+/// Every file that a domain of the host, or a volume of its pools, stands on.
+struct Files<'a> {
+    local: bool,
+    domains: &'a [Domain],
+    pools: &'a BTreeMap<String, Pool>,
+}
+
+impl Files<'_> {
+    /// Who besides its own claim uses a node's files: another domain, a volume that is an overlay on one, or the domain itself
+    /// through a file that is not of the claim, as an external snapshot leaves it.
+    fn in_use(&self, domain: &Domain, mark: &Mark) -> Option<String> {
+        let own: BTreeSet<String> = mark.volumes.iter().filter_map(|volume| self.path(volume)).collect();
+        for other in self.domains.iter().filter(|other| other.uuid != domain.uuid) {
+            if let Some(file) = self.used_by(other).find(|file| own.contains(file)) {
+                return Some(format!("the domain {} uses {file}", other.name));
+            }
         }
-    }
-    let overlays = pools.values().flat_map(|pool| &pool.volumes).filter(|volume| !own.contains(&volume.path));
-    for overlay in overlays {
-        if let Some(base) = overlay.backing.as_ref().filter(|base| own.contains(*base)) {
-            return Some(format!("{} is an overlay on {base}, such as a snapshot", overlay.path));
+        let overlays = self.pools.values().flat_map(|pool| &pool.volumes).filter(|volume| !own.contains(&self.real(&volume.path)));
+        for overlay in overlays {
+            if let Some(base) = overlay.backing.as_ref().filter(|base| own.contains(&self.real(base))) {
+                return Some(format!("{} is an overlay on {base}, such as a snapshot", overlay.path));
+            }
         }
+        // Of a VM that is off libvirt does not tell the files below: a disk that is not its own is enough.
+        let disk = mark.volumes.first().and_then(|volume| self.path(volume))?;
+        let present: Vec<String> = domain.disks.iter().map(|file| self.real(file)).collect();
+        let foreign = present.iter().find(|file| !own.contains(*file)).filter(|_| !present.contains(&disk));
+        foreign.map(|file| format!("its disk is {file} now, as an external snapshot leaves it"))
     }
-    let snapshot = domain.backing.iter().any(|file| own.contains(file))
-        && domain.disks.iter().all(|file| !own.contains(file) || file.ends_with(SEED_SUFFIX));
-    let foreign = || domain.disks.iter().find(|file| !own.contains(*file));
-    if snapshot && let Some(file) = foreign() {
-        return Some(format!("its disk is {file} now, an external snapshot"));
+
+    fn used_by<'d>(&'d self, domain: &'d Domain) -> impl Iterator<Item = String> + 'd {
+        let volumes = domain.volumes.iter().filter_map(|volume| self.path(volume));
+        domain.disks.iter().chain(&domain.backing).map(|file| self.real(file)).chain(volumes)
     }
-    None
+
+    fn path(&self, volume: &Claimed) -> Option<String> {
+        let pool = self.pools.get(&volume.pool)?;
+        let path = pool.volume(&volume.name).map_or_else(|| pool.path_of(&volume.name), |known| known.path.clone());
+        Some(self.real(&path))
+    }
+
+    /// Without symbolic links, where the files are this machine's.
+    fn real(&self, path: &str) -> String {
+        let real = if self.local { std::fs::canonicalize(path).ok() } else { None };
+        real.map_or_else(|| path.to_owned(), |real| real.display().to_string())
+    }
 }
 
 /// Volumes with the cluster's prefix that no claim of the host lists.

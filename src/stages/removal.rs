@@ -1,21 +1,26 @@
 //! Removing what is ours, thing by thing: what `down` found in the inventory, or what the journal says a failed run made.
 //! Every thing is proven anew before it goes. A stop is honoured between things, never while a VM is frozen.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::Candidate;
+use super::inventory::{Ask, Existing, Inventory};
 use crate::cluster::{Cluster, node::Node};
 use crate::error::{Context, Error, Result};
 use crate::event::{Event, Failure, Outcome};
 use crate::journal::Thing;
 use crate::libvirt::Host;
+use crate::mark::{Mark, SeedState};
 use crate::ownership::Owner;
 use crate::pipeline::stage::{Events, Reporter};
 
 const SHORT: Duration = Duration::from_secs(30);
+/// A look that is older is not trusted with a deletion.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// Whether nodes are drained before they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +38,8 @@ pub struct Removal {
     pub things: Vec<Thing>,
     /// The Node to drain before anything goes, and how long that may take.
     pub drain: Option<(Node, Duration)>,
+    /// When it was seen that nobody else uses its files; `None` for what this very run made.
+    pub looked: Option<Instant>,
 }
 
 /// What became of one thing.
@@ -57,10 +64,12 @@ pub struct Removed {
 
 /// With what things are removed.
 pub struct Remover<'a> {
-    pub host: Option<&'a Host>,
-    pub cluster: Option<&'a Cluster>,
-    pub events: Events,
-    pub stop: CancellationToken,
+    host: Option<&'a Host>,
+    cluster: Option<&'a Cluster>,
+    events: Events,
+    stop: CancellationToken,
+    /// The latest look into the host: it serves all whose own is old.
+    again: tokio::sync::Mutex<Option<(Instant, Arc<Inventory>)>>,
 }
 
 impl Thing {
@@ -91,52 +100,80 @@ impl Removal {
     }
 }
 
-impl Remover<'_> {
+impl<'a> Remover<'a> {
+    pub fn new(host: Option<&'a Host>, cluster: Option<&'a Cluster>, events: Events, stop: CancellationToken) -> Self {
+        Self { host, cluster, events, stop, again: tokio::sync::Mutex::default() }
+    }
+
     /// Walks a removal to its end, to the first thing that must stay, or to a stop.
     pub async fn remove(&self, removal: &Removal) -> Removed {
         let mut ended = Removed::default();
         if self.stop.is_cancelled() {
             return Removed { stopped: true, ..ended };
         }
-        if let Some((node, limit)) = &removal.drain
-            && !self.drain(removal, node, *limit, &mut ended).await
-        {
-            return ended;
+        let mut cordoned = None;
+        if let Some((node, limit)) = &removal.drain {
+            if !self.drain(removal, node, *limit, &mut ended).await {
+                return ended;
+            }
+            cordoned = Some(node).filter(|node| !node.unschedulable);
         }
+        if let Err(error) = self.still_unused(removal).await {
+            ended.left.push(error);
+        } else {
+            self.walk(removal, &mut ended, &mut cordoned).await;
+        }
+        // A Node that stays takes pods again.
+        if let (Some(cluster), Some(node)) = (self.cluster, cordoned)
+            && let Err(error) = cluster.cordon(node, false).await
+        {
+            ended.left.push(error.with_help(format!("it is still cordoned: kubectl uncordon {}", node.name)));
+        }
+        ended
+    }
+
+    async fn walk(&self, removal: &Removal, ended: &mut Removed, cordoned: &mut Option<&Node>) {
         // A kubelet that lives would register its Node again, and renew its lease.
         let freeze = removal.powers_off() && removal.things.iter().any(|thing| matches!(thing, Thing::Node { .. }));
         let mut frozen = false;
         for thing in &removal.things {
             if self.stop.is_cancelled() && !frozen {
-                return Removed { stopped: true, ..ended };
+                ended.stopped = true;
+                return;
             }
             if freeze && !frozen && matches!(thing, Thing::Node { .. }) {
-                match self.freeze(removal).await {
-                    Ok(did) => frozen = did,
-                    Err(error) => {
-                        ended.left.push(error);
-                        return ended;
-                    }
-                }
+                frozen = match self.freeze(removal).await {
+                    Ok(did) => did,
+                    // A VM that cannot be frozen any more can still be powered off, here a little early.
+                    Err(_) => match self.tell(removal, Thing::Running.word(), self.undo(removal, &Thing::Running, None)).await {
+                        Ok(_) => false,
+                        Err(error) => {
+                            ended.left.push(error);
+                            return;
+                        }
+                    },
+                };
             }
-            let done = self.tell(removal, thing.word(), self.undo(removal, thing, None)).await;
-            match done {
+            match self.tell(removal, thing.word(), self.undo(removal, thing, None)).await {
                 Ok(undone) => ended.any |= matches!(undone, Undone::Removed(_)),
                 Err(error) => {
                     ended.left.push(error);
                     // What comes after would cut it off, or lose the claim that tells of it.
                     if frozen {
-                        self.thaw(removal, &mut ended).await;
+                        self.thaw(removal, ended).await;
                     }
-                    return ended;
+                    return;
                 }
+            }
+            if matches!(thing, Thing::Node { .. }) {
+                *cordoned = None;
             }
             frozen &= *thing != Thing::Running;
         }
-        ended
     }
 
-    /// Removes what a journal tells of, newest first, all of it that can go.
+    /// Removes what a journal tells of, newest first. Where something of it is left in the cluster or in the guest the VM stays
+    /// too, whole, so that the next `up` or `down` finds it.
     pub async fn undo_all<C: Candidate>(&self, removal: &Removal, on: &C) -> Removed {
         let mut ended = Removed::default();
         // Where the VM goes as a whole, what was done inside it does, too.
@@ -144,13 +181,18 @@ impl Remover<'_> {
         let inside = |thing: &&Thing| !(vm_goes && **thing == Thing::Membership);
         let frozen = vm_goes && self.freeze(removal).await.unwrap_or(false);
         for thing in removal.things.iter().filter(inside) {
-            match self.tell(removal, thing.word(), self.undo(removal, thing, Some(on))).await {
+            if !ended.left.is_empty() && matches!(thing, Thing::Running | Thing::Volume { .. } | Thing::Domain { .. }) {
+                break;
+            }
+            // The claim stays, and must not say that its disk and its seed are whole.
+            let unsealed = if !vm_goes && matches!(thing, Thing::Volume { .. }) { self.unseal(removal).await } else { Ok(()) };
+            let undone = match unsealed {
+                Ok(()) => self.tell(removal, thing.word(), self.undo(removal, thing, Some(on))).await,
+                Err(error) => Err(error),
+            };
+            match undone {
                 Ok(undone) => ended.any |= matches!(undone, Undone::Removed(_)),
                 Err(error) => ended.left.push(error),
-            }
-            // A claim whose volumes are left stays, and tells of them.
-            if !ended.left.is_empty() && matches!(thing, Thing::Volume { .. }) {
-                break;
             }
         }
         if frozen && !ended.left.is_empty() {
@@ -159,11 +201,19 @@ impl Remover<'_> {
         ended
     }
 
+    async fn unseal(&self, removal: &Removal) -> Result<()> {
+        let (host, uuid) = self.machine(removal)?;
+        let mark = host.domain(uuid).await?.and_then(|domain| domain.proven_mark().cloned());
+        match mark.filter(|mark| mark.seed != SeedState::Unwritten) {
+            Some(mark) => host.set_mark(uuid, &Mark { seed: SeedState::Unwritten, host_key: String::new(), ..mark }).await,
+            None => Ok(()),
+        }
+    }
+
     /// False if the removal ends here.
     async fn drain(&self, removal: &Removal, node: &Node, limit: Duration, ended: &mut Removed) -> bool {
         let Some(cluster) = self.cluster else { return true };
         let report = Reporter::new(self.events.clone(), Some(removal.owner.node.clone()), "Drain");
-        let begun = Instant::now();
         let evicted = self.tell(removal, "Drain", async {
             let evicted = cluster.drain(node, limit, &self.stop, |what| report.progress(what)).await?;
             Ok(if evicted == 0 { Undone::Absent } else { Undone::Removed(format!("{evicted} pods evicted")) })
@@ -176,15 +226,26 @@ impl Remover<'_> {
             }
             return false;
         }
-        // That may have taken minutes: somebody may have begun to use its files meanwhile.
-        if begun.elapsed() > SHORT
-            && let Some(host) = self.host
-            && let Err(error) = still_unused(host, removal).await
-        {
-            ended.left.push(error);
-            return false;
-        }
         true
+    }
+
+    /// A prompt, a queue or a drain may have taken minutes, in which somebody may have begun to use the node's files.
+    async fn still_unused(&self, removal: &Removal) -> Result<()> {
+        let (Some(host), Some(looked)) = (self.host, removal.looked.filter(|looked| looked.elapsed() > FRESH)) else { return Ok(()) };
+        let mut again = self.again.lock().await;
+        let fresh = match again.as_ref().filter(|(at, _)| *at > looked && at.elapsed() < FRESH) {
+            Some((_, inventory)) => Arc::clone(inventory),
+            None => {
+                let at = Instant::now();
+                let inventory = Arc::new(Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?);
+                *again = Some((at, Arc::clone(&inventory)));
+                inventory
+            }
+        };
+        match fresh.node(&removal.owner.node).and_then(Existing::refusal) {
+            Some(refusal) => Err(refusal),
+            None => Ok(()),
+        }
     }
 
     async fn freeze(&self, removal: &Removal) -> Result<bool> {
@@ -196,11 +257,13 @@ impl Remover<'_> {
 
     /// Lets it run again, if it still does.
     async fn thaw(&self, removal: &Removal, ended: &mut Removed) {
-        if let (Some(host), Some(uuid)) = (self.host, &removal.uuid)
-            && matches!(host.domain(uuid).await, Ok(Some(domain)) if domain.paused)
-            && let Err(error) = host.resume(uuid).await
-        {
-            ended.left.push(error.with_help(format!("it is paused: virsh resume {uuid}")));
+        let (Some(host), Some(uuid)) = (self.host, &removal.uuid) else { return };
+        let thawed = match host.domain(uuid).await {
+            Ok(Some(domain)) if domain.paused => host.resume(uuid).await,
+            other => other.map(drop),
+        };
+        if let Err(error) = thawed {
+            ended.left.push(error.with_help(format!("it may be paused still: virsh -c '{}' resume {uuid}", host.uri())));
         }
     }
 
@@ -315,18 +378,5 @@ impl<C: Candidate> Guest for C {
         let session = self.session(SHORT).await.doing("logging in")?;
         session.output(&script, SHORT).await.doing("stopping the kubelet and clearing its identity")?;
         Ok(Undone::Removed("the kubelet's new identity".into()))
-    }
-}
-
-async fn still_unused(host: &Host, removal: &Removal) -> Result<()> {
-    let pool = removal.things.iter().find_map(|thing| match thing {
-        Thing::Volume { pool, .. } => Some(pool.as_str()),
-        _ => None,
-    });
-    let Some(pool) = pool else { return Ok(()) };
-    let now = super::inventory::Inventory::take(host, None, &removal.owner.cluster, pool).await?;
-    match now.node(&removal.owner.node).and_then(super::inventory::Existing::refusal) {
-        Some(refusal) => Err(refusal),
-        None => Ok(()),
     }
 }
