@@ -26,8 +26,8 @@ fn assert_up(world: &World, node: &str, ip: &str, hostname: &str) {
     let root: u64 = world.guest(ip, "df -B1 --output=size / | tail -n 1").trim().parse().unwrap();
     assert!(root > 7 << 30, "the root file system has {root} bytes of an 8 GiB disk");
     // The seed volume no longer holds a private key, and the guest shows the pinned host key.
-    let volume = format!("nodegraft.{}.{node}.seed.img", world.name);
-    let seed = fs::read(virsh(&["vol-path", "--pool", "kvmimage", &volume]).trim()).unwrap();
+    let seed = xml.split("<source file='").skip(1).filter_map(|rest| rest.split('\'').next()).find(|path| path.ends_with(".seed.img"));
+    let seed = fs::read(seed.expect("the domain has a seed volume")).unwrap();
     assert!(!String::from_utf8_lossy(&seed).contains("PRIVATE KEY"), "the seed still holds the host key");
     let shown = world.guest(ip, "cat /etc/ssh/ssh_host_ed25519_key.pub");
     assert!(xml.contains(shown.split_whitespace().nth(1).unwrap()), "the guest's host key is not the one in the mark");
@@ -195,7 +195,9 @@ fn debian_docker_to_ready_and_back() {
     assert_eq!(up.code, 0);
     let (node, ip) = ("192.168.3.111", "192.168.3.111");
     assert_up(&world, node, ip, "node-192-168-3-111");
-    let volume = virsh(&["vol-dumpxml", "--pool", "kvmimage", &format!("nodegraft.roadold.{node}.qcow2")]);
+    let xml = virsh(&["dumpxml", node]);
+    let disk = xml.split("<source file='").nth(1).unwrap().split('\'').next().unwrap();
+    let volume = virsh(&["vol-dumpxml", disk]);
     assert!(!volume.contains("<backingStore>"), "a full clone has no base: {volume}");
     let command = world.guest(ip, "tr '\\0' ' ' < /proc/$(pidof kubelet)/cmdline");
     for flag in ["--network-plugin=cni", "--cgroup-driver=systemd", "--hostname-override=192.168.3.111", "--pod-infra-container-image="] {
