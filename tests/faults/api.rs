@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::Row;
 use super::api_proxy::{Act, ApiProxy, Rule};
-use super::bed::{Bed, Verdict};
+use super::bed::{Bed, Verdict, virsh};
 use super::bystanders::ClusterStrangers;
+use super::preload::fault;
+use crate::in_lab::ownership::{Node, instance, register};
 use crate::in_lab::{GRANTS, NEW, kubectl, kubectl_output, text};
 
 /// Named as the table shows them.
@@ -68,6 +70,59 @@ fn each_request_fails_once() {
         }
     }
     remove_tokens();
+    Row::end_all(rows);
+}
+
+/// The requests of `down` for a node with a Node in the cluster; every one fails once, in every way.
+#[test]
+#[ignore = "needs the lab: make faults"]
+fn each_request_of_down_fails_once() {
+    let bed = Bed::new("fleave", "192.168.3.218");
+    let proxy = ApiProxy::before(NEW, &[]);
+    let kubeconfig = bed.dir.path().join("admin.conf");
+    proxy.kubeconfig(&kubeconfig);
+    let spec = fs::read_to_string(bed.dir.path().join("cluster.yaml")).unwrap();
+    let joined = spec.replace("join: false", &format!("kubeconfig: {}", kubeconfig.display()));
+    fs::write(bed.dir.path().join("joined.yaml"), joined).unwrap();
+    let strangers = ClusterStrangers::new(NEW, "fleave", &bed.node);
+    let _gone = Node("fleave-1");
+    let down = ["down", "-f", "joined.yaml"];
+    // Killed as it was to be started: it need not boot.
+    let ready = || {
+        let up = bed.run_with(&["up"], &fault("kill@virDomainResume:1"));
+        assert_eq!(up.code, Some(-9), "no call starts the domain: {}", up.stderr);
+        register(&bed.node, &instance(&bed.node));
+    };
+    ready();
+    proxy.seen();
+    assert_eq!(bed.run(&down).code, Some(0));
+    let total = proxy.seen().len();
+    let mut rows: Vec<Row> = ACTS.iter().map(|(name, _)| Row::new(format!("API, `down`: {name}"))).collect();
+    for (index, (_, act)) in ACTS.iter().enumerate() {
+        for place in 1..=total {
+            // A sample takes one request for each way to fail.
+            if !super::all() && place != (index * 5) % total + 1 {
+                continue;
+            }
+            ready();
+            proxy.rules(&[Rule { method: "", path: "", from: place as u64, times: 1, act: *act }]);
+            let mut verdict = Verdict::default();
+            verdict.expect("down with the fault", &bed.start(&down, &[]).end(Duration::from_secs(150)), &[0, 4, 6]);
+            if virsh(&bed.uri, &["list", "--all", "--state-paused", "--name"]).contains("fleave-1") {
+                verdict.wrong.push("the VM was left paused".into());
+            }
+            proxy.rules(&[]);
+            verdict.expect("down again", &bed.run(&down), &[0]);
+            verdict.left.extend(bed.left());
+            if kubectl_output(NEW, &["get", "node", "fleave-1"]).status.success() {
+                verdict.left.push("the Node is left".into());
+                kubectl(NEW, &["delete", "node", "fleave-1"]);
+            }
+            verdict.touched.extend(strangers.touched());
+            bed.clear();
+            rows[index].add(&format!("request {place} of {total}"), verdict);
+        }
+    }
     Row::end_all(rows);
 }
 

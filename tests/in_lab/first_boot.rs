@@ -29,11 +29,16 @@ fn each_network_system_takes_its_own_file() {
     let digest = || text(&Command::new("sha256sum").arg(template.trim()).output().unwrap());
     let before = digest();
     let prepare = ["image", "prepare", "debian12-networkd.qcow2", "--uri", &uri, "--pool", "kvmimage"];
+    // A run that was killed with its working volume made: the next one takes over what its claim lists.
+    let killed = world.run_with(&prepare, &crate::faults::preload::fault("kill@virStorageVolLookupByName:3"));
+    assert_eq!(killed.code, -1, "{}", killed.stderr);
+    assert!(virsh(&["vol-list", "kvmimage"]).contains("nodegraft.image.prepare."), "it was killed too soon");
     let prepared = world.run(&prepare);
     assert_eq!((prepared.code, prepared.stdout.as_str()), (0, "debian12-networkd.firstboot.qcow2\n"), "{}", prepared.stderr);
     assert_eq!(digest(), before, "the template was changed");
     let volumes = virsh(&["vol-list", "kvmimage"]);
     assert!(!volumes.contains("nodegraft.image.prepare."), "the working volume is left: {volumes}");
+    assert!(!virsh(&["list", "--all", "--name"]).contains("nodegraft-prepare-"), "its claim is left");
     let again = world.run(&prepare);
     assert_eq!(again.code, 4);
     assert!(again.stderr.contains("has a volume debian12-networkd.firstboot.qcow2 already"), "{}", again.stderr);

@@ -6,7 +6,7 @@ mod chapters;
 mod effect;
 mod first_boot;
 mod machines;
-mod ownership;
+pub mod ownership;
 mod refusals;
 mod roads;
 mod troubles;
@@ -135,6 +135,12 @@ impl World {
     pub fn start(&self, args: &[&str]) -> Child {
         eprintln!("[{}] $ nodegraft {}", self.name, args.join(" "));
         self.command(args).spawn().unwrap()
+    }
+
+    /// The same in an environment with more in it, such as a fault.
+    pub fn run_with(&self, args: &[&str], env: &[(&'static str, String)]) -> Ran {
+        eprintln!("[{}] $ nodegraft {} with {env:?}", self.name, args.join(" "));
+        self.end(self.command(args).envs(env.iter().map(|(key, value)| (*key, value))).spawn().unwrap())
     }
 
     /// Runs nodegraft to its end, its story shown as it comes.

@@ -9,7 +9,7 @@ use super::{NEW, World, eventually, kubectl, kubectl_output, must, state, variab
 
 const POOL: &str = "kvmimage";
 
-fn instance(domain: &str) -> String {
+pub fn instance(domain: &str) -> String {
     virsh(&["domuuid", domain]).trim().replace('-', "")
 }
 
@@ -22,7 +22,7 @@ fn volumes(pool: &str) -> Vec<String> {
 }
 
 /// A Node as the kubelet of a machine would have registered it; returns its UID.
-fn register(name: &str, machine_id: &str) -> String {
+pub fn register(name: &str, machine_id: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("node.json").display().to_string();
     let manifest = format!(r#"{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"{name}"}}}}"#);
@@ -54,7 +54,7 @@ fn uid(node: &str) -> String {
 }
 
 /// A Node that goes with the test, whatever becomes of it.
-struct Node(&'static str);
+pub struct Node(pub &'static str);
 
 impl Drop for Node {
     fn drop(&mut self) {

@@ -126,6 +126,19 @@ fn troubles_of_one_guest() {
     assert!(expired.stderr.contains("did not join within 20 s: waiting for the kubelet's certificate request"), "{}", expired.stderr);
     assert!(expired.stderr.contains("the token is gone from the cluster"), "{}", expired.stderr);
 
+    // Stopped in its join: neither the token nor the file with it outlives the run.
+    let up = world.start(&["up"]);
+    let mut args = vec!["get", "secret"];
+    args.extend(ours.split(' '));
+    eventually(Duration::from_secs(60), "the token", || !world.kubectl(&args).is_empty());
+    eventually(Duration::from_secs(20), "the file", || {
+        world.guest("192.168.3.132", "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null || true").contains("bootstrap")
+    });
+    must("kill", &["-INT", &up.id().to_string()]);
+    assert_eq!(world.end(up).code, 130);
+    assert_eq!(world.kubectl(&args), "");
+    assert_eq!(world.guest("192.168.3.132", "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null | wc -l").trim(), "0");
+
     // A request that is not the node's own is left alone: the same subject, made by somebody else.
     foreign_request(&world);
     assert_eq!(world.run(&["down"]).code, 0);
