@@ -19,7 +19,6 @@ use crate::stages::removal::{Drain, Remover};
 use crate::ui::prompt::Prompt;
 
 pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
-    let begun = Instant::now();
     let outline = load_outline(&args.spec.file)?;
     let terms = plan::Cluster::of_spec(&outline.cluster)?;
     let _lock = crate::state::StateDir::open(&terms.name)?.lock()?;
@@ -33,6 +32,8 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     if !doomed.is_empty() && prompt.asks() {
         ask(&prompt, &lines(&doomed), &format!("Remove this from {}?", host.uri()), setting)?;
     }
+    // Nobody's time at the prompt.
+    let begun = Instant::now();
     let drain = if args.force { Drain::No } else { Drain::Within(args.drain_timeout.0) };
     setting.events.send(Event::RunStarted {
         command: "down".into(),
