@@ -69,7 +69,7 @@ fn read_spec(file: &std::path::Path) -> Result<String> {
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
-pub async fn open(plan: Plan) -> Result<Arc<Run>> {
+pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
     let state = StateDir::open(&plan.cluster.name)?;
     let key = state
         .login_key(plan.ssh_key.as_deref())
@@ -87,6 +87,7 @@ pub async fn open(plan: Plan) -> Result<Arc<Run>> {
         state,
         key,
         authorized_keys,
+        recreate,
         virt_type: OnceLock::new(),
         sight: OnceLock::new(),
         steps: Shared::new()?,

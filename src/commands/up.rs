@@ -69,7 +69,7 @@ pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Se
     let begun = Instant::now();
     let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let _shared = crate::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
-    let run = open(plan).await?;
+    let run = open(plan, manner.recreate.to_vec()).await?;
     agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {
         command: story(&run).into(),
