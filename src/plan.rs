@@ -132,7 +132,7 @@ pub struct Member {
     pub ip: IpAddr,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
-    /// The version that its kubelet must report, such as `v1.35.4`; `None` where nobody says.
+    /// The version that its kubelet must report, such as `v1.35.4` or `v1.35`; `None` where nobody says.
     pub kubelet: Option<String>,
     /// Its requests for a serving certificate are approved too.
     pub serving: bool,
@@ -175,7 +175,7 @@ impl Plan {
             ip: node.ip,
             labels: node.labels.clone(),
             taints: node.taints.clone(),
-            kubelet: node.kubelet.as_ref().map(|version| format!("v{}", version.trim_start_matches('v'))),
+            kubelet: node.kubelet.as_ref().map(|version| format!("v{}", kubelet::bare(version))),
             serving: self.cluster.serving,
             shell: format!("nodegraft exec {} --", node.name),
             deadlines: node.deadlines,
@@ -375,7 +375,7 @@ fn kubelet_values<'a>(
     };
     Ok(KubeletValues {
         version,
-        release: kubelet.version.strip_prefix('v').unwrap_or(&kubelet.version),
+        release: kubelet::bare(&kubelet.version),
         package: kubelet.package.as_deref(),
         url: kubelet.url.as_deref(),
         sha256: kubelet.sha256.as_deref(),
