@@ -46,6 +46,9 @@ async fn absence_is_an_answer_and_not_an_error() {
     assert_eq!(host.volume(POOL, "nothing").await.unwrap(), None);
     assert_eq!(host.network("nowhere").await.unwrap(), NetworkState::Absent);
     assert!(!host.delete_volume(POOL, "nothing").await.unwrap());
+    // A pool that is gone may come back with all its volumes.
+    let gone = host.delete_volume("nowhere", "nothing").await.unwrap_err();
+    assert!(gone.causes().join(" ").contains("no pool nowhere") && gone.help().unwrap().contains("pool-list --all"), "{gone}");
     assert!(!host.undefine(THEIRS).await.unwrap());
     assert!(!host.power_off(THEIRS).await.unwrap());
     assert!(!host.suspend(THEIRS).await.unwrap());
@@ -115,6 +118,9 @@ async fn a_domain_pauses_resumes_and_goes_without_a_trace() {
     assert!(paused.running && paused.paused);
     assert!(host.domains().await.unwrap().iter().any(|domain| domain.uuid == uuid && domain.paused));
     host.resume(&uuid).await.unwrap();
+    assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
+    host.resume(&uuid).await.expect("resuming twice is harmless");
+    host.start_paused(&uuid).await.expect("one that runs is left so");
     assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
     assert!(host.power_off(&uuid).await.unwrap());
     assert!(!host.power_off(&uuid).await.unwrap(), "powering off twice is harmless");
@@ -237,14 +243,21 @@ impl World {
 
     /// The same with another spec.
     async fn corrected(&self, change: impl FnOnce(&mut nodegraft::plan::Node)) -> NodeRun {
+        self.changed(change, |_| ()).await
+    }
+
+    /// The same after a look at the host that was wrong, or is no longer true.
+    async fn changed(&self, change: impl FnOnce(&mut nodegraft::plan::Node), blur: impl FnOnce(&mut Sight)) -> NodeRun {
         let mut plan = self.run.plan.clone();
         change(&mut plan.nodes[0]);
+        let mut sight = self.sight(&plan.nodes[0].pool).await;
+        blur(&mut sight);
         let run = Run {
             host: self.run.host.clone(),
             cluster: self.run.cluster.clone(),
             key: self.run.key.clone(),
             state: self.run.state.clone(),
-            sight: OnceLock::from(self.sight(&plan.nodes[0].pool).await),
+            sight: OnceLock::from(sight),
             plan,
             authorized_keys: Vec::new(),
             virt_type: OnceLock::new(),
@@ -556,6 +569,30 @@ async fn a_claim_says_which_process_works_on_it() {
             .any(|event| matches!(event, Event::Warning { message, .. } if message.contains(&left)));
         assert_eq!(told, warned, "{left}");
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
+    let owner = Owner::new("homelab", "192.168.3.104").unwrap();
+    let mark = Mark { seed: SeedState::Full, ..Mark::new(owner.clone(), "192.168.3.104/24", Vec::new()) };
+    let domain = domain_xml(&owner.node, &owner.uuid(), &format!("<metadata>{}</metadata>", mark.element()));
+    let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
+    let on = world
+        .changed(
+            |node| {
+                // Nobody answers there.
+                node.ip = "127.0.0.99".parse().unwrap();
+                node.deadlines.boot = std::time::Duration::from_millis(100);
+            },
+            // As Preflight saw it: off.
+            |sight| sight.domains[0].running = false,
+        )
+        .await;
+    assert!(!on.claim().unwrap().running);
+    let journal = Journal::default();
+    let booted = stage("Boot", &on).apply(&on, &reporter("Boot"), &journal).await;
+    assert!(booted.unwrap_err().to_string().contains("no SSH at 127.0.0.99"));
+    assert_eq!(journal.backward(), []);
 }
 
 // -- the laws of a removal: exactly what a claim proves, the claim last --
