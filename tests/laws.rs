@@ -662,3 +662,17 @@ async fn a_stop_begins_nothing() {
     assert!(removed.stopped && !removed.any && removed.left.is_empty());
     assert_eq!((world.names().await.len(), world.volumes().await.len()), (1, 3));
 }
+
+#[tokio::test]
+async fn a_claim_stays_as_long_as_its_volumes_may_come_back() {
+    // A transient pool is gone after a restart of the host; its files are not.
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let mut mark = world.later().await.claim().unwrap().mark.unwrap();
+    mark.volumes.iter_mut().for_each(|volume| volume.pool = "transient".into());
+    world.run.host.set_mark(&owner.uuid(), &mark).await.unwrap();
+    let removed = world.remove(world.inventory().await.node(&owner.node).unwrap()).await;
+    assert_eq!(removed.left.len(), 1);
+    assert!(removed.left[0].causes().join(" ").contains("no pool transient"), "{:?}", removed.left[0].causes());
+    assert_eq!(world.names().await, [owner.node], "it tells of what may be left");
+}
