@@ -53,8 +53,7 @@ pub fn of_machine(node: &Node, machine: &Machine<'_>) -> Vec<Difference> {
         }
     };
     compare("cpus", machine.cpus.to_string(), node.cpus.to_string());
-    // libvirt keeps KiB.
-    compare("memory", Size(machine.memory >> 10 << 10).to_string(), Size(node.memory >> 10 << 10).to_string());
+    compare("memory", Size(machine.memory).to_string(), Size(node.memory).to_string());
     if let Some(disk) = machine.disk {
         compare("disk", Size(disk).to_string(), Size(node.disk).to_string());
     }

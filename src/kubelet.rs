@@ -24,6 +24,17 @@ impl Version {
     }
 }
 
+/// Whether a kubelet that reports one version is the one that is asked for: `1.35` is any 1.35.z, and `1.28.3` a vendor's
+/// build of it, too, as `v1.28.3+vmware.1` or `v1.28.3-eks-1`. `templates/common/kubelet-version.sh` asks it in the guest.
+pub fn is_release(reported: &str, asked: &str) -> bool {
+    bare(reported).strip_prefix(bare(asked)).is_some_and(|more| more.is_empty() || more.starts_with(['.', '+', '-']))
+}
+
+/// A version without its `v`.
+pub fn bare(version: &str) -> &str {
+    version.strip_prefix('v').unwrap_or(version)
+}
+
 /// The container runtime a profile installs, as it concerns the kubelet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -161,6 +172,28 @@ mod tests {
     fn docker_needs_dockershim() {
         assert!(mismatch(Version::parse("1.24.0").unwrap(), Runtime::Docker).is_some());
         assert!(mismatch(Version::parse("1.23.9").unwrap(), Runtime::Docker).is_none());
+    }
+
+    #[test]
+    fn a_release_is_known_by_what_its_kubelet_reports() {
+        for (reported, asked, is) in [
+            ("v1.35.4", "1.35.4", true),
+            ("v1.35.4", "v1.35.4", true),
+            ("v1.35.4", "1.35", true),
+            ("v1.35.0", "1.35", true),
+            ("v1.28.3+vmware.1", "1.28.3", true),
+            ("v1.28.3-eks-1", "1.28.3", true),
+            ("v1.28.3-eks-1", "v1.28", true),
+            ("v1.28.3+vmware.1", "1.28.3+vmware.1", true),
+            ("v1.35.40", "1.35.4", false),
+            ("v1.35.4", "1.3", false),
+            ("v1.35.4", "1.35.3", false),
+            ("v1.35.4", "1.35.4-rc.1", false),
+            ("v1.28.3+vmware.2", "1.28.3+vmware.1", false),
+            ("", "1.35.4", false),
+        ] {
+            assert_eq!(is_release(reported, asked), is, "{reported} for {asked}");
+        }
     }
 
     #[test]

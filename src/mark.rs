@@ -25,6 +25,8 @@ pub struct Mark {
     pub volumes: Vec<Claimed>,
     /// The settings that only a new VM can change, as they were.
     pub made_with: BTreeMap<String, String>,
+    /// The process that works on a claim until its seed is written, as `process.rs` names it.
+    pub by: Option<String>,
 }
 
 /// A volume that a claim lists.
@@ -62,7 +64,13 @@ impl Mark {
             seed: SeedState::Unwritten,
             volumes,
             made_with: BTreeMap::new(),
+            by: None,
         }
+    }
+
+    /// The volume of this name, with the pool that it is in, whatever the spec says by now.
+    pub fn volume(&self, name: &str) -> Option<&Claimed> {
+        self.volumes.iter().find(|volume| volume.name == name)
     }
 
     /// The whole element, namespace included, for a domain's XML.
@@ -88,6 +96,9 @@ impl Mark {
         let mut xml = format!("<{prefix}node{namespace}");
         for (key, value) in attributes {
             let _ = write!(xml, " {key}='{}'", escape(value));
+        }
+        if let Some(by) = &self.by {
+            let _ = write!(xml, " by='{}'", escape(by));
         }
         xml.push('>');
         for volume in &self.volumes {
@@ -132,6 +143,7 @@ impl Mark {
                 .ok_or_else(|| Error::new(format!("the mark says `{seed}` of its seed")))?,
             volumes: volumes.collect::<Result<_>>()?,
             made_with: settings.collect::<Result<_>>()?,
+            by: element.attribute("by").map(str::to_owned),
         })
     }
 }
@@ -150,6 +162,7 @@ mod tests {
         #[test]
         fn a_mark_is_read_back_as_it_was_written(
             words in proptest::collection::vec("[ -~é]{0,20}", 8),
+            by in proptest::option::of("[ -~é]{0,20}"),
             seed in proptest::sample::select(SeedState::ALL.map(|(state, _)| state).to_vec()),
         ) {
             let word = |at: usize| words[at].clone();
@@ -160,6 +173,7 @@ mod tests {
                 seed,
                 volumes: vec![Claimed { pool: word(5), name: word(6) }, Claimed { pool: word(6), name: word(5) }],
                 made_with: [("memory".to_owned(), word(7))].into(),
+                by,
             };
             prop_assert_eq!(&Mark::parse(&mark.element()).unwrap(), &mark);
             prop_assert_eq!(&Mark::parse(&mark.bare_element()).unwrap(), &mark);

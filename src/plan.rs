@@ -100,6 +100,9 @@ pub struct Node {
     pub memory: u64,
     /// Bytes.
     pub disk: u64,
+    /// Where new volumes of it go, and its template is.
+    #[serde(skip)]
+    pub pool: String,
     pub template: String,
     pub clone: CloneMode,
     #[serde(skip_serializing_if = "FirstBoot::is_default")]
@@ -129,7 +132,7 @@ pub struct Member {
     pub ip: IpAddr,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
-    /// The version that its kubelet must report, such as `v1.35.4`; `None` where nobody says.
+    /// The version that its kubelet must report, such as `v1.35.4` or `v1.35`; `None` where nobody says.
     pub kubelet: Option<String>,
     /// Its requests for a serving certificate are approved too.
     pub serving: bool,
@@ -146,6 +149,7 @@ impl Node {
         let list = |items: Vec<String>| items.join(" ");
         let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
         [
+            ("pool", self.pool.clone()),
             ("template", self.template.clone()),
             ("clone", word(&self.clone)),
             ("first_boot", word(&self.first_boot)),
@@ -171,7 +175,7 @@ impl Plan {
             ip: node.ip,
             labels: node.labels.clone(),
             taints: node.taints.clone(),
-            kubelet: node.kubelet.as_ref().map(|version| format!("v{}", version.trim_start_matches('v'))),
+            kubelet: node.kubelet.as_ref().map(|version| format!("v{}", kubelet::bare(version))),
             serving: self.cluster.serving,
             shell: format!("nodegraft exec {} --", node.name),
             deadlines: node.deadlines,
@@ -273,8 +277,9 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         mtu: own.mtu.or(defaults.mtu).map(|m| m.value),
         mac: node.mac.as_ref().map_or_else(|| mac(cluster, name), |m| m.value.to_lowercase()),
         cpus: own.cpus.or(defaults.cpus).map_or(2, |c| c.value),
-        memory: own.memory.or(defaults.memory).map_or(2 << 30, |m| m.value.0),
-        disk: own.disk.or(defaults.disk).map_or(20 << 30, |d| d.value.0),
+        memory: whole_mib(own.memory.or(defaults.memory).map_or(2 << 30, |m| m.value.0)),
+        disk: whole_mib(own.disk.or(defaults.disk).map_or(20 << 30, |d| d.value.0)),
+        pool: spec.host.pool.clone(),
         template: own.template.or(defaults.template).ok_or_else(|| refused(format!("node {name} has no template")))?.to_owned(),
         clone: own.clone.or(defaults.clone).unwrap_or_default(),
         first_boot: own.first_boot.or(defaults.first_boot).unwrap_or_default(),
@@ -370,7 +375,7 @@ fn kubelet_values<'a>(
     };
     Ok(KubeletValues {
         version,
-        release: kubelet.version.strip_prefix('v').unwrap_or(&kubelet.version),
+        release: kubelet::bare(&kubelet.version),
         package: kubelet.package.as_deref(),
         url: kubelet.url.as_deref(),
         sha256: kubelet.sha256.as_deref(),
@@ -389,6 +394,11 @@ fn deadlines(own: &spec::Deadlines, defaults: &spec::Deadlines) -> Deadlines {
         join: pick(own.join, defaults.join, DEADLINES.join),
         ready: pick(own.ready, defaults.ready, DEADLINES.ready),
     }
+}
+
+/// What can be had: libvirt rounds memory and disks up to KiB, and qemu aligns memory to MiB when the VM starts.
+fn whole_mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20) << 20
 }
 
 /// A host name the guest accepts: `192.168.3.104` is one node's name and nobody's host name.

@@ -4,8 +4,17 @@ use std::fs;
 
 /// This very process.
 pub fn this() -> String {
-    let pid = std::process::id();
+    named(std::process::id())
+}
+
+/// A process of this machine.
+pub fn named(pid: u32) -> String {
     format!("{} {pid} {}", host(), start_time(pid).unwrap_or_default())
+}
+
+/// Whether what [`named`] made is of this machine: of others nobody here can say whether they live.
+pub fn is_here(named: &str) -> bool {
+    named.split(' ').next() == Some(&host())
 }
 
 /// Whether the process that [`this`] named lives; one of another host may.
@@ -35,6 +44,7 @@ mod tests {
         let pid = std::process::id();
         assert!(!may_live(&format!("{} {pid} 1", host())));
         assert!(may_live("elsewhere.example 1 1"), "nobody here knows");
+        assert!(is_here(&this()) && !is_here("elsewhere.example 1 1"));
         assert!(!may_live(""));
     }
 }

@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
 
 use nodegraft::cluster::Cluster;
+use nodegraft::difference::{Machine, of_machine, sentence};
+use nodegraft::event::Event;
 use nodegraft::journal::{Journal, Thing};
 use nodegraft::libvirt::storage::Volume;
 use nodegraft::libvirt::{Host, NetworkState};
@@ -44,6 +46,9 @@ async fn absence_is_an_answer_and_not_an_error() {
     assert_eq!(host.volume(POOL, "nothing").await.unwrap(), None);
     assert_eq!(host.network("nowhere").await.unwrap(), NetworkState::Absent);
     assert!(!host.delete_volume(POOL, "nothing").await.unwrap());
+    // A pool that is gone may come back with all its volumes.
+    let gone = host.delete_volume("nowhere", "nothing").await.unwrap_err();
+    assert!(gone.causes().join(" ").contains("no pool nowhere") && gone.help().unwrap().contains("pool-list --all"), "{gone}");
     assert!(!host.undefine(THEIRS).await.unwrap());
     assert!(!host.power_off(THEIRS).await.unwrap());
     assert!(!host.suspend(THEIRS).await.unwrap());
@@ -114,6 +119,9 @@ async fn a_domain_pauses_resumes_and_goes_without_a_trace() {
     assert!(host.domains().await.unwrap().iter().any(|domain| domain.uuid == uuid && domain.paused));
     host.resume(&uuid).await.unwrap();
     assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
+    host.resume(&uuid).await.expect("resuming twice is harmless");
+    host.start_paused(&uuid).await.expect("one that runs is left so");
+    assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
     assert!(host.power_off(&uuid).await.unwrap());
     assert!(!host.power_off(&uuid).await.unwrap(), "powering off twice is harmless");
     assert!(!host.suspend(&uuid).await.unwrap());
@@ -169,10 +177,13 @@ fn api_server() -> String {
     )
 }
 
-/// A host with one pool and one template in it, as the test driver reads it from a file.
+/// A host with two pools and a template in each, as the test driver reads it from a file.
 const HOST: &str = "<node><network><name>default</name><bridge name='virbr0'/></network><pool type='dir'><name>kvmimage</name><target><path>/kvmimage</path></target>\
     <volume type='file'><name>debian13.qcow2</name><capacity unit='GiB'>3</capacity><allocation>0</allocation>\
-    <target><path>/kvmimage/debian13.qcow2</path><format type='qcow2'/></target></volume></pool></node>";
+    <target><path>/kvmimage/debian13.qcow2</path><format type='qcow2'/></target></volume></pool>\
+    <pool type='dir'><name>faster</name><target><path>/faster</path></target>\
+    <volume type='file'><name>debian13.qcow2</name><capacity unit='GiB'>3</capacity><allocation>0</allocation>\
+    <target><path>/faster/debian13.qcow2</path><format type='qcow2'/></target></volume></pool></node>";
 
 /// A domain as that driver takes it, with our mark.
 const DOMAIN: &str = "<domain type='test'><name>{{ node.name }}</name><uuid>{{ uuid }}</uuid><metadata>{{ mark | safe }}</metadata>\
@@ -189,8 +200,12 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::of(HOST).await
+    }
+
+    async fn of(host: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("host.xml"), HOST).unwrap();
+        std::fs::write(dir.path().join("host.xml"), host).unwrap();
         let spec = Spec::parse(crate::spec::GOOD, "cluster.yaml").unwrap();
         let plan = Plan::new(&spec, Templates::with([("domain.xml".to_owned(), DOMAIN.to_owned())].into()).unwrap(), &[]).unwrap();
         let state = StateDir::open("laws").unwrap();
@@ -209,13 +224,13 @@ impl World {
             steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
         let world = Self { _dir: dir, run: Arc::new(run), events: Events::new(tokio::sync::mpsc::unbounded_channel().0) };
-        world.run.sight.set(world.sight().await).unwrap();
+        world.run.sight.set(world.sight("kvmimage").await).unwrap();
         world
     }
 
-    async fn sight(&self) -> Sight {
+    async fn sight(&self, pool: &str) -> Sight {
         let host = &self.run.host;
-        Sight { domains: host.domains().await.unwrap(), pool: host.pool("kvmimage", |_| true).await.unwrap().unwrap() }
+        Sight { domains: host.domains().await.unwrap(), pool: host.pool(pool, |_| true).await.unwrap().unwrap() }
     }
 
     fn node(&self) -> NodeRun {
@@ -224,19 +239,34 @@ impl World {
 
     /// The node as another run finds it: it begins with what is there by now.
     async fn later(&self) -> NodeRun {
+        self.corrected(|_| ()).await
+    }
+
+    /// The same with another spec.
+    async fn corrected(&self, change: impl FnOnce(&mut nodegraft::plan::Node)) -> NodeRun {
+        self.changed(change, |_| ()).await
+    }
+
+    /// The same after a look at the host that was wrong, or is no longer true.
+    async fn changed(&self, change: impl FnOnce(&mut nodegraft::plan::Node), blur: impl FnOnce(&mut Sight)) -> NodeRun {
+        let mut plan = self.run.plan.clone();
+        change(&mut plan.nodes[0]);
+        let mut sight = self.sight(&plan.nodes[0].pool).await;
+        blur(&mut sight);
         let run = Run {
             host: self.run.host.clone(),
             cluster: self.run.cluster.clone(),
             key: self.run.key.clone(),
             state: self.run.state.clone(),
-            plan: self.run.plan.clone(),
+            sight: OnceLock::from(sight),
+            plan,
             authorized_keys: Vec::new(),
             recreate: Vec::new(),
             virt_type: OnceLock::new(),
-            sight: OnceLock::from(self.sight().await),
             steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
-        NodeRun::new(Arc::new(run), self.run.plan.nodes[0].clone())
+        let node = run.plan.nodes[0].clone();
+        NodeRun::new(Arc::new(run), node)
     }
 
     async fn volumes(&self) -> Vec<String> {
@@ -432,6 +462,187 @@ async fn a_disk_counts_when_the_seed_is_written() {
     assert!(matches!(check("Volume", &world.later().await).await, Check::Conflict(error) if error.help().unwrap().contains("--recreate")));
 }
 
+#[tokio::test]
+async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
+    let world = World::new().await;
+    let on = world.node();
+    apply("Claim", &on).await;
+    apply("Volume", &on).await;
+    let before = on.claim().unwrap();
+    let correct = |node: &mut nodegraft::plan::Node| {
+        node.cpus = 3;
+        node.memory = 3 * GIB;
+        node.mac = "52:54:00:00:00:01".into();
+        node.address = "192.168.3.99/24".into();
+        node.pool = "faster".into();
+    };
+    let on = world.corrected(correct).await;
+    let Check::Needed(why) = check("Claim", &on).await else { panic!("the claim is outdated") };
+    for said in ["cpus is 2, the spec says 3", "memory is 4GiB", "mac is", "address is", "pool is kvmimage, the spec says faster"] {
+        assert!(why.contains(said), "{said}: {why}");
+    }
+    assert_eq!(on.claim().unwrap(), before, "check changes nothing");
+    for _ in 0..2 {
+        assert!(apply("Claim", &on).await.backward().is_empty(), "it stays the claim that it was");
+        assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+    }
+    let now = world.run.host.domain(&before.uuid).await.unwrap().unwrap();
+    let mark = now.mark.as_ref().unwrap();
+    assert_eq!((now.cpus, now.memory, &mark.owner), (3, 3 * GIB, now.owner().unwrap()));
+    assert_eq!((mark.made_with["mac"].as_str(), mark.address.as_str()), ("52:54:00:00:00:01", "192.168.3.99/24"));
+    assert_eq!(mark.volumes, [mark.owner.disk(), mark.owner.seed()].map(|name| Claimed { pool: "faster".into(), name }));
+    assert!(now.disks.iter().all(|disk| disk.starts_with("/faster/")), "{:?}", now.disks);
+    assert_eq!(world.volumes().await, ["debian13.qcow2"], "what the old mark listed is gone with it");
+    apply("Volume", &on).await;
+    assert!(world.run.host.volume("faster", &mark.owner.disk()).await.unwrap().is_some());
+
+    // One that may have run is left as it is.
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let before = world.run.host.domain(&owner.uuid()).await.unwrap();
+    assert!(
+        matches!(check("Claim", &world.corrected(correct).await).await, Check::Conflict(error) if error.to_string().contains("address"))
+    );
+    let on = world.corrected(|node| node.cpus = 3).await;
+    assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+    apply("Claim", &on).await;
+    assert_eq!(world.run.host.domain(&owner.uuid()).await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_claim_that_was_renamed_is_defined_anew_under_its_name() {
+    let world = World::new().await;
+    let on = world.node();
+    apply("Claim", &on).await;
+    let mark = on.claim().unwrap().mark.unwrap();
+    let uuid = mark.owner.uuid();
+    world.run.host.undefine(&uuid).await.unwrap();
+    world
+        .run
+        .host
+        .define_domain("renamed", domain_xml("renamed", &uuid, &format!("<metadata>{}</metadata>", mark.element())))
+        .await
+        .unwrap();
+    let on = world.corrected(|node| node.cpus = 3).await;
+    apply("Claim", &on).await;
+    assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+    let now = on.claim().unwrap();
+    assert_eq!((now.name.as_str(), now.uuid, now.cpus), ("renamed", uuid, 3));
+}
+
+#[tokio::test]
+async fn the_volumes_of_a_claim_are_where_its_mark_says() {
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let moved = |node: &mut nodegraft::plan::Node| node.pool = "faster".into();
+    let on = world.corrected(moved).await;
+    for done in ["Claim", "Volume", "Seed"] {
+        assert!(matches!(check(done, &on).await, Check::Done(_)), "{done}");
+    }
+    assert_eq!(on.disk_capacity(), Some(40 * GIB));
+    let claim = on.claim().unwrap();
+    let machine = Machine { mark: claim.mark.as_ref().unwrap(), cpus: claim.cpus, memory: claim.memory, disk: on.disk_capacity() };
+    let differences = sentence(&of_machine(&on.node, &machine));
+    assert_eq!(differences, "pool is kvmimage, the spec says faster");
+    // A disk that is gone there is not made here.
+    world.run.host.delete_volume("kvmimage", &owner.disk()).await.unwrap();
+    let on = world.corrected(moved).await;
+    let Check::Conflict(error) = check("Volume", &on).await else { panic!("its disk is gone") };
+    assert!(error.to_string().ends_with("is gone from the pool kvmimage"), "{error}");
+}
+
+#[tokio::test]
+async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
+    // Sealed from elsewhere between our look and our work.
+    let seal = |mark: &mut Mark| mark.seed = SeedState::Full;
+    let take = |mark: &mut Mark| mark.by = Some("elsewhere.example 1 1".into());
+    for (change, why) in [(&seal as &dyn Fn(&mut Mark), "finished its seed"), (&take, "elsewhere.example")] {
+        let world = World::new().await;
+        let first = world.node();
+        apply("Claim", &first).await;
+        apply("Volume", &first).await;
+        let mut mark = first.claim().unwrap().mark.unwrap();
+        let on = world.later().await;
+        assert!(matches!(check("Volume", &on).await, Check::Needed(_)));
+        change(&mut mark);
+        world.run.host.set_mark(&mark.owner.uuid(), &mark).await.unwrap();
+        let before = world.run.host.volume("kvmimage", &mark.owner.disk()).await.unwrap();
+        let refused = stage("Volume", &on).apply(&on, &reporter("Volume"), &Journal::default()).await.unwrap_err();
+        assert!(refused.to_string().contains(why), "{refused}");
+        assert!(before.is_some());
+        assert_eq!(world.run.host.volume("kvmimage", &mark.owner.disk()).await.unwrap(), before);
+    }
+    // Started by somebody: the driver starts what its file has.
+    let owner = Owner::new("homelab", "192.168.3.104").unwrap();
+    let volumes = [owner.disk(), owner.seed()].map(|name| Claimed { pool: "kvmimage".into(), name }).to_vec();
+    let mark = Mark { by: Some(nodegraft::process::this()), ..Mark::new(owner.clone(), "192.168.3.104/24", volumes) };
+    let domain = domain_xml(&owner.node, &owner.uuid(), &format!("<metadata>{}</metadata>", mark.element()));
+    let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
+    world.overlay(&owner.disk(), "debian13.qcow2").await;
+    let on = world.later().await;
+    assert!(on.claim().unwrap().running);
+    assert!(matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains("somebody else started it")));
+    let refused = stage("Volume", &on).apply(&on, &reporter("Volume"), &Journal::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("its VM runs"), "{refused}");
+    assert!(world.run.host.volume("kvmimage", &owner.disk()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_claim_says_which_process_works_on_it() {
+    let world = World::new().await;
+    let on = world.node();
+    apply("Claim", &on).await;
+    let mark = on.claim().unwrap().mark.unwrap();
+    assert_eq!(mark.by, Some(nodegraft::process::this()));
+    let by = |by: String| async {
+        let mark = Mark { by: Some(by), ..mark.clone() };
+        world.run.host.set_mark(&mark.owner.uuid(), &mark).await.unwrap();
+        world.later().await
+    };
+    // It lives: our own parent.
+    let living = nodegraft::process::named(std::os::unix::process::parent_id());
+    let on = by(living.clone()).await;
+    assert!(matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains(&living)));
+    // It is dead, or nobody here knows.
+    let dead = format!("{} 1", living.rsplit_once(' ').unwrap().0);
+    for (left, warned) in [(dead, false), ("elsewhere.example 1 1".to_owned(), true)] {
+        let on = by(left.clone()).await;
+        assert!(matches!(check("Claim", &on).await, Check::Needed(why) if why.contains("interrupted")), "{left}");
+        let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+        let report = Reporter::new(Events::new(sender), None, "Claim");
+        stage("Claim", &on).apply(&on, &report, &Journal::default()).await.unwrap();
+        assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+        assert_eq!(on.claim().unwrap().mark.unwrap(), mark);
+        let told = std::iter::from_fn(|| events.try_recv().ok())
+            .any(|event| matches!(event, Event::Warning { message, .. } if message.contains(&left)));
+        assert_eq!(told, warned, "{left}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
+    let owner = Owner::new("homelab", "192.168.3.104").unwrap();
+    let mark = Mark { seed: SeedState::Full, ..Mark::new(owner.clone(), "192.168.3.104/24", Vec::new()) };
+    let domain = domain_xml(&owner.node, &owner.uuid(), &format!("<metadata>{}</metadata>", mark.element()));
+    let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
+    let on = world
+        .changed(
+            |node| {
+                // Nobody answers there.
+                node.ip = "127.0.0.99".parse().unwrap();
+                node.deadlines.boot = std::time::Duration::from_millis(100);
+            },
+            // As Preflight saw it: off.
+            |sight| sight.domains[0].running = false,
+        )
+        .await;
+    assert!(!on.claim().unwrap().running);
+    let journal = Journal::default();
+    let booted = stage("Boot", &on).apply(&on, &reporter("Boot"), &journal).await;
+    assert!(booted.unwrap_err().to_string().contains("no SSH at 127.0.0.99"));
+    assert_eq!(journal.backward(), []);
+}
+
 // -- the laws of a removal: exactly what a claim proves, the claim last --
 
 #[tokio::test]
@@ -538,4 +749,18 @@ async fn undo_of_a_later_run_leaves_the_earlier_ones_claim_as_it_was() {
     assert_eq!(world.volumes().await, ["debian13.qcow2"]);
     let again = world.later().await;
     assert!(matches!(check("Volume", &again).await, Check::Needed(_)), "the next run makes them anew");
+}
+
+#[tokio::test]
+async fn a_claim_stays_as_long_as_its_volumes_may_come_back() {
+    // A transient pool is gone after a restart of the host; its files are not.
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let mut mark = world.later().await.claim().unwrap().mark.unwrap();
+    mark.volumes.iter_mut().for_each(|volume| volume.pool = "transient".into());
+    world.run.host.set_mark(&owner.uuid(), &mark).await.unwrap();
+    let removed = world.remove(world.inventory().await.node(&owner.node).unwrap()).await;
+    assert_eq!(removed.left.len(), 1);
+    assert!(removed.left[0].causes().join(" ").contains("no pool transient"), "{:?}", removed.left[0].causes());
+    assert_eq!(world.names().await, [owner.node], "it tells of what may be left");
 }

@@ -23,7 +23,7 @@ for word; do
 done
 case "$name $1" in
   'apt-cache madison') [ ! -e "madison.$2" ] || cat "madison.$2" ;;
-  'kubelet --version') echo 'Kubernetes v1.35.4' ;;
+  'kubelet --version') echo "Kubernetes $(cat kubelet.version 2>/dev/null || echo v1.35.4)" ;;
 esac
 "#;
 
@@ -125,6 +125,12 @@ fn a_kubelet_that_says_another_version_than_the_spec_is_refused() {
     for other in ["1.35.40", "1.35.3", "1.3", "1.35.4-rc.1"] {
         let (well, text, _) = check(other);
         assert!(!well && text.contains(&format!("wants kubelet {other}")) && text.contains("Kubernetes v1.35.4"), "{other}: {text}");
+    }
+    for vendor in ["v1.28.3+vmware.1", "v1.28.3-eks-1"] {
+        let (well, text, _) = Debian::new()
+            .has("kubelet.version", vendor)
+            .run("set -eu\n{% include \"common/kubelet-version.sh\" %}", serde_json::json!({"kubelet": {"release": "1.28.3"}}));
+        assert!(well && text == format!("Kubernetes {vendor}\n"), "{text}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! Specs: what a good one becomes, and how a bad one is refused.
 
+use nodegraft::difference::{Machine, of_machine};
 use nodegraft::error::Exit;
+use nodegraft::mark::Mark;
+use nodegraft::ownership::Owner;
 use nodegraft::plan::Plan;
-use nodegraft::spec::Spec;
+use nodegraft::spec::{Size, Spec};
 use nodegraft::template::Templates;
 
 pub const GOOD: &str = "\
@@ -43,6 +46,23 @@ fn a_good_spec_becomes_a_plan() {
     assert_eq!(first.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "runtime", "kubelet"]);
     assert_ne!(first.mac, second.mac);
     assert!(first.mac.starts_with("52:54:00:"));
+}
+
+/// libvirt rounds up to KiB, qemu aligns the memory of a VM that starts to MiB, and an image to 512 bytes.
+#[test]
+fn a_node_that_was_made_as_the_spec_says_does_not_differ_from_it() {
+    for (size, whole) in [("1GB", "954MiB"), ("1500MB", "1431MiB"), ("1.3G", "1332MiB"), ("15GB", "14306MiB"), ("2GiB", "2GiB")] {
+        let text = GOOD.replace("memory: 4GiB", &format!("memory: {size}")).replace("disk: 40GiB", "disk: 15GB");
+        let node = &plan(&text).nodes[0];
+        assert_eq!((Size(node.memory).to_string().as_str(), Size(node.disk).to_string().as_str()), (whole, "14306MiB"), "{size}");
+        let mark = Mark { made_with: node.made_with(), ..Mark::new(Owner::new("homelab", &node.name).unwrap(), &node.address, Vec::new()) };
+        let kept = |bytes: u64, unit: u64| bytes.div_ceil(unit) * unit;
+        let memory = kept(kept(node.memory, 1 << 10), 1 << 20);
+        let mut machine = Machine { mark: &mark, cpus: node.cpus, memory, disk: Some(kept(kept(node.disk, 1 << 10), 512)) };
+        assert_eq!(of_machine(node, &machine), [], "{size}");
+        machine.memory += 1 << 20;
+        assert_eq!(of_machine(node, &machine).len(), 1, "{size}");
+    }
 }
 
 #[test]

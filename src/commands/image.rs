@@ -62,16 +62,18 @@ async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
                 .with_help("name another volume with --as")
                 .with_exit(Exit::Unfit));
         };
-        let by = earlier.mark.as_ref().and_then(|mark| mark.made_with.get("by")).map(String::as_str).unwrap_or_default();
+        let by = earlier.mark.as_ref().and_then(|mark| mark.by.as_deref()).unwrap_or_default();
         if process::may_live(by) {
             return Err(Error::new(format!("another `image prepare` is making {} (host, process and start: {by})", owner.node))
                 .with_help(format!("wait for it; if it is dead: virsh -c '{}' undefine {name}", host.uri()))
                 .with_exit(Exit::Unfit));
         }
-        release(host, theirs, &pool.name).await?;
+        // In the pool that it names, which need not be the one given now.
+        let listed = earlier.mark.as_ref().and_then(|mark| mark.volumes.first());
+        release(host, theirs, listed.map_or(&pool.name, |volume| &volume.pool)).await?;
     }
     let volumes = vec![Claimed { pool: pool.name.clone(), name: owner.disk() }];
-    let mark = Mark { made_with: [("by".to_owned(), process::this())].into(), ..Mark::new(owner.clone(), "", volumes) };
+    let mark = Mark { by: Some(process::this()), ..Mark::new(owner.clone(), "", volumes) };
     let xml = format!(
         "<domain type='qemu'><name>{}</name><uuid>{}</uuid><metadata>{}</metadata><memory unit='MiB'>64</memory>\
          <os><type arch='x86_64'>hvm</type></os></domain>",

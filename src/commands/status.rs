@@ -6,6 +6,7 @@ use super::{Setting, cluster_if_any};
 use crate::cli::{self, Output};
 use crate::difference::{self, Difference};
 use crate::error::{Exit, Result};
+use crate::kubelet::is_release;
 use crate::libvirt::Host;
 use crate::plan::{Node, Plan};
 use crate::stages::inventory::{Ask, Existing, Inventory};
@@ -74,9 +75,8 @@ fn row(plan: &Plan, node: &Node, inventory: &Inventory) -> Row {
     let kubernetes = match member {
         Some(member) => {
             differences.extend(member.differences(&node.labels, &node.taints));
-            let version = node.kubelet.as_ref().map(|version| format!("v{version}"));
-            if let Some(version) = version.filter(|version| *version != member.kubelet) {
-                differences.push(Difference { key: "kubelet.version".into(), is: Some(member.kubelet.clone()), wanted: Some(version) });
+            if let Some(asked) = plan.member(node).kubelet.filter(|asked| !is_release(&member.kubelet, asked)) {
+                differences.push(Difference { key: "kubelet.version".into(), is: Some(member.kubelet.clone()), wanted: Some(asked) });
             }
             notes.push(if member.ready { format!("{}, {}", member.kubelet, member.runtime) } else { member.message.clone() });
             if member.ready { "Ready" } else { "NotReady" }

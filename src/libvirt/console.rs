@@ -13,7 +13,7 @@ use virt::domain::Domain;
 use virt::stream::Stream;
 use virt::sys;
 
-use super::{Host, plain as plain_error};
+use super::{CONNECT_DEADLINE, Host, plain as plain_error};
 use crate::error::{Context, Error, Result};
 use crate::plain;
 
@@ -39,7 +39,7 @@ impl Host {
         let ended = Arc::new(AtomicBool::new(false));
         let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
         let what = "opening the console";
-        tokio::task::spawn_blocking(move || {
+        let opened = tokio::task::spawn_blocking(move || {
             let file = File::options().create(true).append(true).open(&log).doing(format!("opening {}", log.display()))?;
             let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
             let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
@@ -54,11 +54,18 @@ impl Host {
                 })
                 .map(drop)
                 .doing("starting a thread")
-        })
-        .await
-        .unwrap_or_else(|panic| Err(Error::new("the thread ended").because(panic)))
-        .doing(what)?;
-        Ok(Console { lines, closed, ended })
+        });
+        // Dropped where it does not open in time: what opens later is closed at once.
+        let console = Console { lines, closed, ended };
+        match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
+            Ok(Ok(opened)) => opened.doing(what)?,
+            Ok(Err(panic)) => return Err(Error::new(what).because(Error::new("the thread ended").because(panic))),
+            Err(_) => {
+                let silence = Error::new(format!("no answer from libvirt at {} within {} s", self.uri(), CONNECT_DEADLINE.as_secs()));
+                return Err(Error::new(what).because(silence));
+            }
+        }
+        Ok(console)
     }
 }
 

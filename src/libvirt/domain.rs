@@ -29,7 +29,7 @@ pub struct Domain {
     pub disks: Vec<String>,
     /// Paths of the files below these, as far as libvirt tells.
     pub backing: Vec<String>,
-    /// Disks that are given as volumes of a pool.
+    /// Disks, and what is below them, that its XML names by pool and volume instead of by path.
     pub volumes: Vec<Claimed>,
 }
 
@@ -120,14 +120,26 @@ impl Host {
             if domain.is_active()? {
                 return Ok(());
             }
-            domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED)
+            // It may have been started since: by an earlier try whose answer was lost, or by somebody else.
+            domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED).or_else(|error| match domain.is_active() {
+                Ok(true) => Ok(()),
+                _ => Err(error),
+            })
         })
         .await
     }
 
+    /// One that runs already is well: an earlier try may have done it whose answer was lost.
     pub async fn resume(&self, uuid: &str) -> Result<()> {
         let wanted = uuid.to_owned();
-        self.call("resuming the domain", move |conn| conn.lookup_domain_by_uuid_string(&wanted)?.resume()).await
+        self.call("resuming the domain", move |conn| {
+            let domain = conn.lookup_domain_by_uuid_string(&wanted)?;
+            domain.resume().or_else(|error| match domain.info() {
+                Ok(info) if info.state.is(DomainState::Running) => Ok(()),
+                _ => Err(error),
+            })
+        })
+        .await
     }
 
     /// Freezes a running domain. False if there is none or it does not run.
@@ -197,9 +209,9 @@ fn parse(xml: &str, paused: bool) -> Result<Domain> {
         let source = element.children().find(|child| child.has_tag_name("source"))?;
         ["file", "dev"].iter().find_map(|key| source.attribute(*key)).map(str::to_owned)
     };
-    let volume = |element: roxmltree::Node<'_, '_>| {
-        let source = element.children().find(|child| child.has_tag_name("source"))?;
-        Some(Claimed { pool: source.attribute("pool")?.to_owned(), name: source.attribute("volume")?.to_owned() })
+    let named = |element: roxmltree::Node<'_, '_>| {
+        let by = |key: &str| element.attribute(key).map(str::to_owned);
+        Some(Claimed { pool: by("pool")?, name: by("volume")? })
     };
     Ok(Domain {
         name: text("name"),
@@ -210,7 +222,7 @@ fn parse(xml: &str, paused: bool) -> Result<Domain> {
         cpus: text("vcpu").parse().unwrap_or(0),
         memory: memory(root),
         backing: disks.clone().flat_map(|disk| disk.descendants().filter(|e| e.has_tag_name("backingStore"))).filter_map(source).collect(),
-        volumes: disks.clone().filter_map(volume).collect(),
+        volumes: disks.clone().flat_map(|disk| disk.descendants().filter(|e| e.has_tag_name("source"))).filter_map(named).collect(),
         disks: disks.filter_map(source).collect(),
     })
 }
@@ -237,7 +249,9 @@ mod tests {
         let xml = format!(
             "<domain type='kvm' id='3'><name>renamed</name><uuid>{}</uuid><metadata>{}</metadata><memory unit='KiB'>2097152</memory><vcpu placement='static'>2</vcpu>\
              <devices><disk type='file'><source file='/pool/top.snap'/><backingStore type='file'><source file='/pool/disk'/><backingStore type='file'>\
-             <source file='/pool/base'/></backingStore></backingStore></disk><disk type='block'><source dev='/dev/vg/lv'/></disk></devices></domain>",
+             <source file='/pool/base'/></backingStore></backingStore></disk><disk type='block'><source dev='/dev/vg/lv'/></disk>\
+             <disk type='volume'><source pool='images' volume='top.qcow2'/><backingStore type='volume'>\
+             <source pool='images' volume='base.qcow2'/></backingStore></disk></devices></domain>",
             mark.owner.uuid(),
             mark.element()
         );
@@ -246,5 +260,7 @@ mod tests {
         assert_eq!(domain.owner(), Some(&mark.owner));
         assert_eq!(domain.disks, ["/pool/top.snap", "/dev/vg/lv"]);
         assert_eq!(domain.backing, ["/pool/disk", "/pool/base"]);
+        let named = |name: &str| Claimed { pool: "images".into(), name: name.into() };
+        assert_eq!(domain.volumes, [named("top.qcow2"), named("base.qcow2")]);
     }
 }

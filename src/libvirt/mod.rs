@@ -27,6 +27,13 @@ pub struct Host {
     under_way: Arc<tokio::sync::RwLock<()>>,
 }
 
+/// Whether work was done before on a connection that was lost: its answer may be what was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Again,
+}
+
 /// How a libvirt network stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkState {
@@ -73,26 +80,26 @@ impl Host {
         what: impl Into<String>,
         work: impl Fn(&Connect) -> Result<T, virt::error::Error> + Send + Sync + 'static,
     ) -> Result<T> {
-        self.call_within(CALL_DEADLINE, what, work).await
+        self.call_within(CALL_DEADLINE, what, move |conn, _| work(conn)).await
     }
 
     /// The same with a deadline of its own. Where the connection is lost on the way a new one is opened and the work done
-    /// once more: whatever is called here may be done twice.
+    /// once more: whatever is called here may be done twice, and `work` is told of the second time.
     async fn call_within<T: Send + 'static>(
         &self,
         limit: Duration,
         what: impl Into<String>,
-        work: impl Fn(&Connect) -> Result<T, virt::error::Error> + Send + Sync + 'static,
+        work: impl Fn(&Connect, Try) -> Result<T, virt::error::Error> + Send + Sync + 'static,
     ) -> Result<T> {
         let what = what.into();
         let work = Arc::new(work);
         let mut conn = self.current();
-        for again in [false, true] {
+        for which in [Try::First, Try::Again] {
             let (on, todo) = (conn.clone(), Arc::clone(&work));
             let busy = Arc::clone(&self.under_way).read_owned().await;
             let done = tokio::task::spawn_blocking(move || {
                 let _busy = busy;
-                todo(&on).map_err(|error| (is_lost(&on), plain(error)))
+                todo(&on, which).map_err(|error| (is_lost(&on), plain(error)))
             });
             let (lost, error) = match tokio::time::timeout(limit, done).await {
                 Ok(Ok(Ok(value))) => return Ok(value),
@@ -110,7 +117,7 @@ impl Host {
                         .with_help("is libvirtd there well? run the same command again"));
                 }
             };
-            if !lost || again {
+            if !lost || which == Try::Again {
                 return Err(Error::new(what).because(error).with_exit(Exit::Unfit));
             }
             match connect(&self.uri).await {

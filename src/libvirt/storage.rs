@@ -2,6 +2,7 @@
 //! overlay smaller than its base: the stages do.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use roxmltree::Document;
@@ -11,8 +12,8 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::stream::Stream;
 
-use super::{Host, absent_as_none, connect};
-use crate::error::{Error, Result};
+use super::{CALL_DEADLINE, Host, Try, absent_as_none, connect};
+use crate::error::{Error, Exit, Result};
 use crate::mark::escape;
 
 /// Of a copy on the host: a large template on a slow disk.
@@ -83,7 +84,7 @@ impl Host {
     /// be seen is enough.
     pub async fn pools(&self, needed: BTreeSet<String>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Vec<Pool>> {
         let found = self
-            .call_within(LOOK_DEADLINE, "looking into the pools", move |conn| {
+            .call_within(LOOK_DEADLINE, "looking into the pools", move |conn, _| {
                 let mut found = Vec::new();
                 for pool in conn.list_all_storage_pools(0)? {
                     let name = pool.name()?;
@@ -130,24 +131,28 @@ impl Host {
             escape(&base.path),
             escape(&base.format)
         );
-        let pool_name = pool.to_owned();
-        self.call(format!("making the overlay {name} on {}", base.name), move |conn| {
-            StorageVol::create_xml(&conn.lookup_storage_pool_by_name(&pool_name)?, &xml, 0).map(drop)
+        let (pool_name, name, base) = (pool.to_owned(), name.to_owned(), base.clone());
+        self.call_within(CALL_DEADLINE, format!("making the overlay {name} on {}", base.name), move |conn, which| {
+            let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
+            overlay(&pool, &xml, which, || is_overlay(&pool, &name, &base, capacity))
         })
         .await
     }
 
     /// A full copy (virStorageVolCreateXMLFrom). It keeps the base's capacity: resize it after. Minutes long, so it has a
-    /// connection of its own.
+    /// connection of its own. Where that is lost nobody can tell half a copy from a whole one: what the first try left goes,
+    /// and the copy is made anew.
     pub async fn copy_volume(&self, pool: &str, name: &str, base: &str) -> Result<()> {
         let xml = format!(
             "<volume><name>{}</name><capacity>0</capacity><target><format type='qcow2'/><compat>1.1</compat></target></volume>",
             escape(name)
         );
-        let (pool_name, base_name) = (pool.to_owned(), base.to_owned());
+        let (pool_name, base_name, name) = (pool.to_owned(), base.to_owned(), name.to_owned());
+        let was_free = AtomicBool::new(false);
         let own = Self { under_way: self.under_way.clone(), ..Self::new(connect(&self.uri).await?, &self.uri) };
-        own.call_within(COPY_DEADLINE, format!("copying {base} to {name}"), move |conn| {
+        own.call_within(COPY_DEADLINE, format!("copying {base} to {name}"), move |conn, which| {
             let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
+            clear_half(&pool, &name, which, &was_free)?;
             let base = pool.lookup_storage_vol_by_name(&base_name)?;
             StorageVol::create_xml_from(&pool, &xml, &base, 0).map(drop)
         })
@@ -181,29 +186,39 @@ impl Host {
         .await
     }
 
-    /// False if it was not there.
+    /// False if it was not there. A pool that is not there is no such answer: a transient pool goes with a restart of its
+    /// host, and its volumes are still there when it comes back.
     pub async fn delete_volume(&self, pool: &str, volume: &str) -> Result<bool> {
         let (pool_name, name) = (pool.to_owned(), volume.to_owned());
-        self.call(format!("deleting the volume {volume}"), move |conn| {
+        let what = format!("deleting the volume {volume}");
+        let deleted = self.call(what.clone(), move |conn| {
             let Some(pool) = absent_as_none(conn.lookup_storage_pool_by_name(&pool_name), ErrorNumber::NoStoragePool)? else {
-                return Ok(false);
+                return Ok(None);
             };
             let Some(volume) = absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume)? else {
-                return Ok(false);
+                return Ok(Some(false));
             };
             match volume.delete(0) {
-                Ok(()) => Ok(true),
+                Ok(()) => Ok(Some(true)),
                 // The file went behind libvirt's back: the refresh makes its list true again. While others of the pool come
                 // and go a refresh can fail for them; then the first error stands.
                 Err(error) => match refresh(&pool)
                     .and_then(|()| absent_as_none(pool.lookup_storage_vol_by_name(&name), ErrorNumber::NoStorageVolume))
                 {
-                    Ok(None) => Ok(false),
+                    Ok(None) => Ok(Some(false)),
                     _ => Err(error),
                 },
             }
+        });
+        deleted.await?.ok_or_else(|| {
+            Error::new(what)
+                .because(Error::new(format!("the host has no pool {pool} now, and the volume may lie there still")))
+                .with_help(format!(
+                    "define and start the pool again, as it was; then run the same command again; see: virsh -c '{}' pool-list --all",
+                    self.uri
+                ))
+                .with_exit(Exit::Unfit)
         })
-        .await
     }
 }
 
@@ -243,6 +258,32 @@ fn look(pool: &StoragePool, anew: bool, wanted: &impl Fn(&str) -> bool) -> Resul
         }
     }
     Ok(Seen { active, xml: pool.xml_desc(0)?, names, described })
+}
+
+/// Makes an overlay. Where the first try made it, and only its answer was lost, it is there.
+fn overlay(pool: &StoragePool, xml: &str, which: Try, is_there: impl Fn() -> bool) -> Result<(), VirtError> {
+    match StorageVol::create_xml(pool, xml, 0) {
+        Err(_) if which == Try::Again && is_there() => Ok(()),
+        made => made.map(drop),
+    }
+}
+
+/// Removes what the first try left of a copy. What was there before that try is somebody else's, and stays.
+fn clear_half(pool: &StoragePool, name: &str, which: Try, was_free: &AtomicBool) -> Result<(), VirtError> {
+    let found = absent_as_none(pool.lookup_storage_vol_by_name(name), ErrorNumber::NoStorageVolume)?;
+    match (which, found) {
+        (Try::First, found) => was_free.store(found.is_none(), Ordering::Relaxed),
+        (Try::Again, Some(half)) if was_free.load(Ordering::Relaxed) => half.delete(0)?,
+        (Try::Again, _) => {}
+    }
+    Ok(())
+}
+
+/// Whether a volume is what `create_overlay` was asked for.
+fn is_overlay(pool: &StoragePool, name: &str, base: &Volume, capacity: u64) -> bool {
+    let described = pool.lookup_storage_vol_by_name(name).and_then(|made| made.xml_desc(0)).ok();
+    let described = described.and_then(|xml| parse_volume(name.to_owned(), &xml).ok());
+    described.is_some_and(|made| made.capacity == capacity && made.backing.as_ref() == Some(&base.path))
 }
 
 /// Lets the pool see files that came or went behind libvirt's back. While a copy is under way libvirt refuses, and what
@@ -302,4 +343,56 @@ fn parse_volume(name: String, xml: &str) -> Result<Volume> {
         backing: at(child(root, "backingStore")).and_then(|b| at(child(b, "path"))).and_then(|n| n.text()).map(str::to_owned),
         name,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> (Connect, StoragePool) {
+        let conn = Connect::open(Some("test:///default")).unwrap();
+        let pool = conn.lookup_storage_pool_by_name("default-pool").unwrap();
+        (conn, pool)
+    }
+
+    fn xml(name: &str, base: &str) -> String {
+        format!(
+            "<volume><name>{name}</name><capacity>1048576</capacity><target><format type='qcow2'/></target>\
+             <backingStore><path>{base}</path><format type='qcow2'/></backingStore></volume>"
+        )
+    }
+
+    #[test]
+    fn an_overlay_that_the_first_try_made_is_made() {
+        let (_conn, pool) = pool();
+        let base = |path: &str| Volume {
+            name: "base".into(),
+            path: path.into(),
+            format: "qcow2".into(),
+            capacity: 1 << 20,
+            allocation: 0,
+            backing: None,
+        };
+        let make = |which: Try, path: &str| overlay(&pool, &xml("twice", path), which, || is_overlay(&pool, "twice", &base(path), 1 << 20));
+        make(Try::First, "/base").unwrap();
+        assert!(make(Try::First, "/base").is_err(), "a volume that was there is somebody else's");
+        make(Try::Again, "/base").unwrap();
+        assert!(make(Try::Again, "/other").is_err(), "it is not what was asked for");
+    }
+
+    #[test]
+    fn half_a_copy_goes_and_what_was_there_before_stays() {
+        let (_conn, pool) = pool();
+        let was_free = AtomicBool::new(false);
+        clear_half(&pool, "half", Try::First, &was_free).unwrap();
+        let make = || StorageVol::create_xml(&pool, &xml("half", "/base"), 0).unwrap();
+        make();
+        clear_half(&pool, "half", Try::Again, &was_free).unwrap();
+        assert!(pool.lookup_storage_vol_by_name("half").is_err());
+        make();
+        for which in [Try::First, Try::Again] {
+            clear_half(&pool, "half", which, &was_free).unwrap();
+        }
+        assert!(pool.lookup_storage_vol_by_name("half").is_ok());
+    }
 }

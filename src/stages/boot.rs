@@ -45,6 +45,8 @@ impl Stage<NodeRun> for Boot {
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
         let host = &on.run.host;
+        // Somebody may have started it since: then it is not ours to stop.
+        on.look().await?;
         let domain = on.claimed()?;
         if !domain.running {
             journal.made(Thing::Running);

@@ -1,18 +1,23 @@
 //! Claim: the domain, defined before anything else is made, from `templates/domain.xml`. libvirt refuses a second domain
 //! of the same name, for every user and every run on that host, so from here on the node is ours and nobody else's. Its
-//! mark lists the volumes before they exist: whatever stops us, the claim tells what there may be.
+//! mark lists the volumes before they exist: whatever stops us, the claim tells what there may be. Until the seed is
+//! written the VM never ran: a claim that an interrupted run left is defined anew, as the spec says by now.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, not_ours};
+use super::{NodeRun, locked, not_ours};
+use crate::difference::{Difference, sentence};
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Thing};
+use crate::libvirt::domain::Domain;
 use crate::mark::{Claimed, Mark};
 use crate::ownership::Owner;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::HostFacts;
+use crate::plan::{HostFacts, Node};
+use crate::process;
 use crate::spec::Size;
 
 pub struct Claim;
@@ -24,47 +29,146 @@ impl Stage<NodeRun> for Claim {
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
-        Duration::from_secs(150)
+        Duration::from_secs(240)
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
         let Some(claim) = on.claim() else {
             // Whatever has the name was seen by Preflight, or came since.
-            let taken = super::locked(&on.domain).is_some();
+            let taken = locked(&on.domain).is_some();
             return Ok(if taken { Check::Conflict(not_ours(&on.node.name)) } else { Check::Needed("it is to be defined".into()) });
         };
-        let address = on.mark()?.address;
-        if address != on.node.address {
+        let mark = on.mark()?;
+        if !on.is_sealed() {
+            if let Some(conflict) = held(on, &claim, &mark) {
+                return Ok(Check::Conflict(conflict));
+            }
+            if let Some(why) = outdated(on, &mark) {
+                return Ok(Check::Needed(why));
+            }
+        } else if mark.address != on.node.address {
             return Ok(Check::Conflict(
-                Error::new(format!("address is {address}, the spec says {}: only a new VM can change that", on.node.address))
+                Error::new(format!("address is {}, the spec says {}: only a new VM can change that", mark.address, on.node.address))
                     .with_help(format!("nodegraft up --recreate {}, or put the old address back", on.node.name)),
             ));
         }
         Ok(Check::Done(format!("{} cpus, {}", claim.cpus, Size(claim.memory))))
     }
 
-    async fn apply(&self, on: &NodeRun, _: &Reporter, journal: &Journal) -> Result<()> {
-        if on.claim().is_some() {
+    async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
+        if on.claim().is_none() {
+            return define(on, journal).await;
+        }
+        let mark = on.mark()?;
+        if on.is_sealed() || outdated(on, &mark).is_none() {
             return Ok(());
         }
-        let (name, pool) = (&on.node.name, on.pool());
-        let owner = Owner::new(&on.run.plan.cluster.name, name)?;
-        let volumes = [owner.disk(), owner.seed()].map(|name| Claimed { pool: pool.to_owned(), name }).to_vec();
-        let mark = Mark { made_with: on.node.made_with(), ..Mark::new(owner.clone(), &on.node.address, volumes) };
-        let sight = on.run.sight.get().ok_or_else(|| Error::new("the host was not looked at"))?;
-        let facts = HostFacts {
-            virt_type: on.run.virt_type.get().cloned().unwrap_or_else(|| "qemu".into()),
-            disk_path: sight.pool.path_of(&owner.disk()),
-            seed_path: sight.pool.path_of(&owner.seed()),
-        };
-        let xml = on.run.plan.domain_xml(&on.node, &facts, &mark)?;
-        journal.made(Thing::Domain { name: name.clone(), uuid: owner.uuid() });
-        let defined = on.run.host.define_domain(name, xml).await;
-        on.look().await?;
-        match defined {
-            // Somebody was faster.
-            Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => Err(not_ours(name).because(error)),
-            other => other,
-        }
+        define_anew(on, &mark, report).await
     }
+}
+
+/// A new life of the node.
+async fn define(on: &NodeRun, journal: &Journal) -> Result<()> {
+    let name = &on.node.name;
+    let owner = Owner::new(&on.run.plan.cluster.name, name)?;
+    let xml = xml(on, &on.node, &mark(on, &owner))?;
+    journal.made(Thing::Domain { name: name.clone(), uuid: owner.uuid() });
+    let defined = on.run.host.define_domain(name, xml).await;
+    on.look().await?;
+    match defined {
+        // Somebody was faster.
+        Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => Err(not_ours(name).because(error)),
+        other => other,
+    }
+}
+
+/// The same claim, by UUID and instance, with the present spec's domain. It tells of volumes in another pool until these
+/// are gone.
+async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<()> {
+    on.look().await?;
+    let (claim, seen) = (on.claimed()?, on.mark()?);
+    if on.is_sealed() || claim.running || seen.by != before.by {
+        return Err(Error::new(format!("another run has gone on with {} just now", on.node.name))
+            .with_help("wait for it; then run `nodegraft up` again"));
+    }
+    if let Some(by) = seen.by.as_ref().filter(|by| !process::is_here(by)) {
+        report.warn(
+            format!(
+                "a run from another machine began {} and did not finish it (host, process and start: {by}); this one goes on with it",
+                on.node.name
+            ),
+            Some("if it still runs there, stop it: two runs on one node get in each other's way".into()),
+        );
+    }
+    let mark = mark(on, &seen.owner);
+    for left in seen.volumes.iter().filter(|volume| !mark.volumes.contains(volume)) {
+        on.run.host.delete_volume(&left.pool, &left.name).await?;
+        *locked(&on.disk) = None;
+    }
+    // libvirt finds it by its UUID and lets nobody rename it so.
+    let node = Node { name: claim.name.clone(), ..on.node.clone() };
+    on.run.host.define_domain(&claim.name, xml(on, &node, &mark)?).await?;
+    on.look().await.map(drop)
+}
+
+/// Why a claim that never ran is not for this run to go on with.
+fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
+    let name = &on.node.name;
+    if claim.running {
+        return Some(
+            Error::new(format!("{name} runs, but its seed was never written: somebody else started it"))
+                .with_help(format!("power it off, virsh destroy {}; or remove it: nodegraft down {name}", claim.name)),
+        );
+    }
+    let by = mark.by.as_ref().filter(|by| **by != process::this() && process::is_here(by) && process::may_live(by))?;
+    Some(Error::new(format!("another run is making {name} (host, process and start: {by})")).with_help("wait for it, or stop it"))
+}
+
+/// Why a claim that never ran is to be defined anew. What its mark says is compared: that is how it was defined.
+fn outdated(on: &NodeRun, before: &Mark) -> Option<String> {
+    let wanted = mark(on, &before.owner);
+    let settings =
+        |mark: &Mark| mark.made_with.clone().into_iter().chain([("address".to_owned(), mark.address.clone())]).collect::<BTreeMap<_, _>>();
+    let was = settings(before);
+    let differences: Vec<Difference> = settings(&wanted)
+        .into_iter()
+        .map(|(key, wanted)| Difference { is: was.get(&key).cloned(), key, wanted: Some(wanted) })
+        .filter(|difference| difference.is != difference.wanted)
+        .collect();
+    if !differences.is_empty() {
+        return Some(format!("it never ran, and is to be defined as the spec says by now: {}", sentence(&differences)));
+    }
+    (wanted.by != before.by).then(|| "it is taken over from an interrupted run".to_owned())
+}
+
+/// The mark of a claim whose VM this run is about to make.
+fn mark(on: &NodeRun, owner: &Owner) -> Mark {
+    let volumes = [owner.disk(), owner.seed()].map(|name| Claimed { pool: on.node.pool.clone(), name }).to_vec();
+    Mark { made_with: made_with(on), by: Some(process::this()), ..Mark::new(owner.clone(), &on.node.address, volumes) }
+}
+
+/// Everything that its domain is defined with.
+fn made_with(on: &NodeRun) -> BTreeMap<String, String> {
+    let mut settings = on.node.made_with();
+    settings.extend([
+        ("cpus".to_owned(), on.node.cpus.to_string()),
+        ("memory".to_owned(), Size(on.node.memory).to_string()),
+        ("virt_type".to_owned(), virt_type(on)),
+        ("disk_cache".to_owned(), on.run.plan.host.disk_cache.clone().unwrap_or_default()),
+    ]);
+    settings
+}
+
+fn virt_type(on: &NodeRun) -> String {
+    on.run.virt_type.get().cloned().unwrap_or_else(|| "qemu".into())
+}
+
+fn xml(on: &NodeRun, node: &Node, mark: &Mark) -> Result<String> {
+    let sight = on.run.sight.get().ok_or_else(|| Error::new("the host was not looked at"))?;
+    let facts = HostFacts {
+        virt_type: virt_type(on),
+        disk_path: sight.pool.path_of(&mark.owner.disk()),
+        seed_path: sight.pool.path_of(&mark.owner.seed()),
+    };
+    on.run.plan.domain_xml(node, &facts, mark)
 }

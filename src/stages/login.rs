@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::NodeRun;
 use crate::error::{Context, Error, Result, one_line};
 use crate::journal::Journal;
-use crate::mark::SeedState;
+use crate::mark::{Claimed, SeedState};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::HostKey;
 use crate::seed;
@@ -158,7 +158,8 @@ async fn blank_seed(on: &NodeRun) -> Result<()> {
     let mut mark = on.mark()?;
     let key = HostKey { public: mark.host_key.clone(), private: None };
     let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
-    on.run.host.write_raw(on.pool(), &mark.owner.seed(), seed::image(&files)?).await.doing("blanking the seed volume")?;
+    let Claimed { pool, name } = on.claimed_seed()?;
+    on.run.host.write_raw(&pool, &name, seed::image(&files)?).await.doing("blanking the seed volume")?;
     mark.seed = SeedState::Blank;
     on.set_mark(&mark).await
 }

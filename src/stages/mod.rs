@@ -34,10 +34,11 @@ use candidate::{Candidate, Joining};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::libvirt::{Host, console::Console, domain::Domain, storage};
-use crate::mark::{Mark, SeedState};
+use crate::mark::{Claimed, Mark, SeedState};
 use crate::ownership::Owner;
 use crate::pipeline::stage::Stage;
 use crate::plan::{self, Member, Plan};
+use crate::process;
 use crate::spec::FirstBoot;
 use crate::ssh::{Identity, Kept, OpenError, Session, Target, Trust};
 use crate::state::{LoginKey, StateDir};
@@ -156,7 +157,10 @@ impl NodeRun {
             let named = || sight.domains.iter().find(|domain| domain.name == node.name);
             sight.claim(&run.plan.cluster.name, &node.name).or_else(named).cloned()
         });
-        let disk = domain.as_ref().and_then(Domain::owner).and_then(|owner| sight?.pool.volume(&owner.disk()).cloned());
+        let disk = domain.as_ref().and_then(Domain::proven_mark).and_then(|mark| {
+            let claimed = mark.volume(&mark.owner.disk())?;
+            sight.filter(|sight| sight.pool.name == claimed.pool)?.pool.volume(&claimed.name).cloned()
+        });
         Self {
             run,
             node,
@@ -168,10 +172,6 @@ impl NodeRun {
             console: Mutex::default(),
             session: Kept::default(),
         }
-    }
-
-    fn pool(&self) -> &str {
-        &self.run.plan.host.pool
     }
 
     fn ssh_address(&self) -> SocketAddr {
@@ -207,6 +207,33 @@ impl NodeRun {
         self.mark().map(|mark| mark.owner)
     }
 
+    /// Its disk as the claim lists it. The spec may name another pool by now: that is for new ones.
+    fn claimed_disk(&self) -> Result<Claimed> {
+        self.claimed_volume(Owner::disk)
+    }
+
+    fn claimed_seed(&self) -> Result<Claimed> {
+        self.claimed_volume(Owner::seed)
+    }
+
+    fn claimed_volume(&self, name: impl Fn(&Owner) -> String) -> Result<Claimed> {
+        let mark = self.mark()?;
+        let name = name(&mark.owner);
+        mark.volume(&name).cloned().ok_or_else(|| Error::new(format!("the mark of {} does not list {name}", self.node.name)))
+    }
+
+    /// The disk as it was last seen. What Preflight saw is the spec's pool; in another one it is looked up here.
+    async fn seen_disk(&self) -> Result<Option<storage::Volume>> {
+        let seen = locked(&self.disk).clone();
+        let claimed = self.claimed_disk()?;
+        if seen.is_some() || self.run.sight.get().is_some_and(|sight| sight.pool.name == claimed.pool) {
+            return Ok(seen);
+        }
+        let found = self.run.host.volume(&claimed.pool, &claimed.name).await?;
+        locked(&self.disk).clone_from(&found);
+        Ok(found)
+    }
+
     fn mark(&self) -> Result<Mark> {
         self.claimed()?.mark.ok_or_else(|| not_ours(&self.node.name))
     }
@@ -220,6 +247,25 @@ impl NodeRun {
     /// The seed is written: from then on the VM may have run, and its disk is not made anew.
     fn is_sealed(&self) -> bool {
         self.claim().and_then(|claim| claim.mark).is_some_and(|mark| mark.seed != SeedState::Unwritten)
+    }
+
+    /// Asks anew whether what an earlier run left may be replaced: the VM never ran, and nobody but us works on it. Another
+    /// operator may have gone on with the node from elsewhere since it was last seen.
+    async fn demand_untouched(&self) -> Result<()> {
+        self.look().await?;
+        let claim = self.claimed()?;
+        let by = self.mark()?.by.unwrap_or_default();
+        let why = if claim.running {
+            "its VM runs".to_owned()
+        } else if self.is_sealed() {
+            "another run has finished its seed".to_owned()
+        } else if by != process::this() {
+            format!("another run works on it (host, process and start: {by})")
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(format!("{} is not ours alone: {why}", self.node.name))
+            .with_help("nothing of it was deleted; see that one run at a time works on a node, then run `nodegraft up` again"))
     }
 
     /// A session that works, opened anew if the last one broke.

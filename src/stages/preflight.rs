@@ -16,6 +16,7 @@ use crate::guestfs;
 use crate::journal::Journal;
 use crate::libvirt::storage::Pool;
 use crate::libvirt::{Host, NetworkState, domain::Domain, kvm_works_here};
+use crate::mark::SeedState;
 use crate::ownership::volume_prefix;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Node, Plan};
@@ -243,7 +244,8 @@ fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
 
 /// Whether a node is to be made anew, at another address than it has now.
 fn moves(node: &Node, recreate: &[String], claim: Option<&Domain>) -> bool {
-    recreate.contains(&node.name) && claim.is_some_and(|claim| !is_at(claim, node.ip))
+    let never_ran = |claim: &Domain| claim.proven_mark().is_some_and(|mark| mark.seed == SeedState::Unwritten);
+    claim.is_some_and(|claim| (recreate.contains(&node.name) || never_ran(claim)) && !is_at(claim, node.ip))
 }
 
 /// Whether a domain of ours has an address.

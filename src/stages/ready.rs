@@ -12,6 +12,7 @@ use crate::cluster::node::Node;
 use crate::diagnosis::Waited;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
+use crate::kubelet::is_release;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 
 const SHORT: Duration = Duration::from_secs(60);
@@ -43,8 +44,11 @@ impl<C: Candidate> Stage<C> for Ready {
             &on.member().name,
             |node| node.ready && runs(on, node),
             |node| {
-                let what = if node.ready { format!("the kubelet reports {}", node.kubelet) } else { node.message.clone() };
-                report.progress(format!("waiting for Ready: {what}"));
+                if !node.ready {
+                    report.progress(format!("waiting for Ready: {}", node.message));
+                } else if !runs(on, node) {
+                    report.progress(format!("waiting for the kubelet of the spec: the Node reports {}", node.kubelet));
+                }
                 *locked(&last) = Some(node.clone());
             },
         );
@@ -76,7 +80,7 @@ impl<C: Candidate> Stage<C> for Ready {
 
 /// Whether the kubelet that runs is the one that the spec asks for.
 fn runs<C: Candidate>(on: &C, node: &Node) -> bool {
-    on.member().kubelet.as_ref().is_none_or(|version| *version == node.kubelet)
+    on.member().kubelet.as_ref().is_none_or(|asked| is_release(&node.kubelet, asked))
 }
 
 /// The Node's own message, and what the machine shows besides.

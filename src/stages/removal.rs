@@ -320,11 +320,13 @@ impl<'a> Remover<'a> {
 
     async fn volume(&self, pool: &str, name: &str) -> Result<Undone> {
         let host = self.host.ok_or_else(|| Error::new("there is no host to remove it from"))?;
-        host.delete_volume(pool, name).await.map(|gone| if gone { Undone::Removed(name.to_owned()) } else { Undone::Absent }).map_err(
-            |error| {
-                error.with_help(format!("is the pool active? virsh -c '{}' pool-start {pool}; then run the same command again", host.uri()))
-            },
-        )
+        match host.delete_volume(pool, name).await {
+            Ok(true) => Ok(Undone::Removed(name.to_owned())),
+            Ok(false) => Ok(Undone::Absent),
+            Err(error) if error.help().is_some() => Err(error),
+            Err(error) => Err(error
+                .with_help(format!("is the pool active? virsh -c '{}' pool-start {pool}; then run the same command again", host.uri()))),
+        }
     }
 
     async fn token(&self, removal: &Removal, id: &str) -> Result<Undone> {

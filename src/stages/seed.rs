@@ -9,7 +9,7 @@ use super::NodeRun;
 use crate::error::Result;
 use crate::journal::{Journal, Thing};
 use crate::keys;
-use crate::mark::SeedState;
+use crate::mark::{Claimed, SeedState};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::seed;
 
@@ -35,16 +35,16 @@ impl Stage<NodeRun> for Seed {
 
     /// The mark comes last: until it says so, nothing that was made counts.
     async fn apply(&self, on: &NodeRun, _: &Reporter, journal: &Journal) -> Result<()> {
+        on.demand_untouched().await?;
         let mut mark = on.mark()?;
-        let (pool, name) = (on.pool(), mark.owner.seed());
+        let Claimed { pool, name } = on.claimed_seed()?;
         let key = keys::generate(&on.node.hostname)?;
         let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
-        journal.made(Thing::Volume { pool: pool.to_owned(), name: name.clone() });
-        on.run.host.write_raw(pool, &name, seed::image(&files)?).await?;
+        journal.made(Thing::Volume { pool: pool.clone(), name: name.clone() });
+        on.run.host.write_raw(&pool, &name, seed::image(&files)?).await?;
         mark.host_key = key.public;
         mark.seed = SeedState::Full;
-        // Made now, so that the mark tells what the VM really was made with.
-        mark.made_with = on.node.made_with();
+        mark.by = None;
         on.set_mark(&mark).await
     }
 }

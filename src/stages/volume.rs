@@ -9,6 +9,7 @@ use super::{NodeRun, locked};
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Thing};
 use crate::libvirt::storage::{self, COPY_DEADLINE};
+use crate::mark::Claimed;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::spec::{Clone as CloneMode, Size};
 
@@ -25,8 +26,7 @@ impl Stage<NodeRun> for Volume {
     }
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
-        let seen = locked(&on.disk).clone();
-        let Some(volume) = seen else {
+        let Some(volume) = on.seen_disk().await? else {
             return Ok(if on.is_sealed() { Check::Conflict(vanished(on)?) } else { Check::Needed("it is to be made".into()) });
         };
         // Until the seed is written the VM never ran: a disk that another run left may be half a copy.
@@ -40,33 +40,37 @@ impl Stage<NodeRun> for Volume {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
-        let (host, pool, name) = (&on.run.host, on.pool(), on.owner()?.disk());
+        let host = &on.run.host;
+        let disk = on.claimed_disk()?;
+        let Claimed { pool, name } = &disk;
         if !on.is_sealed() && !on.disk_made.load(Ordering::Relaxed) {
-            if locked(&on.disk).is_some() {
-                host.delete_volume(pool, &name).await?;
+            if on.seen_disk().await?.is_some() {
+                on.demand_untouched().await?;
+                host.delete_volume(pool, name).await?;
             }
-            make(on, &name, report, journal).await?;
+            make(on, &disk, report, journal).await?;
         }
-        let made = host.volume(pool, &name).await?.ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")))?;
+        let made = host.volume(pool, name).await?.ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")))?;
         let small = made.capacity < on.node.disk;
         if small {
-            host.resize_volume(pool, &name, on.node.disk).await?;
+            host.resize_volume(pool, name, on.node.disk).await?;
         }
-        let seen = if small { host.volume(pool, &name).await? } else { Some(made) };
+        let seen = if small { host.volume(pool, name).await? } else { Some(made) };
         *locked(&on.disk) = seen;
         on.disk_made.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
-async fn make(on: &NodeRun, name: &str, report: &Reporter, journal: &Journal) -> Result<()> {
-    let (host, pool) = (&on.run.host, on.pool());
+async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal) -> Result<()> {
+    let host = &on.run.host;
+    let Claimed { pool, name } = disk;
     let template = template(on)?;
     if template.capacity > on.node.disk {
         return Err(Error::new(format!("the template is {}, larger than the disk of {}", Size(template.capacity), Size(on.node.disk)))
             .with_help("ask for a larger `disk`"));
     }
-    journal.made(Thing::Volume { pool: pool.to_owned(), name: name.to_owned() });
+    journal.made(Thing::Volume { pool: pool.clone(), name: name.clone() });
     match on.node.clone {
         CloneMode::Overlay => host.create_overlay(pool, name, &template, on.node.disk).await,
         CloneMode::Full => {
@@ -77,7 +81,8 @@ async fn make(on: &NodeRun, name: &str, report: &Reporter, journal: &Journal) ->
 }
 
 fn vanished(on: &NodeRun) -> Result<Error> {
-    Ok(Error::new(format!("its disk {} is gone from the pool {}", on.owner()?.disk(), on.pool()))
+    let Claimed { pool, name } = on.claimed_disk()?;
+    Ok(Error::new(format!("its disk {name} is gone from the pool {pool}"))
         .with_help(format!("if it cannot be brought back: nodegraft up --recreate {}", on.node.name)))
 }
 
@@ -85,8 +90,8 @@ fn vanished(on: &NodeRun) -> Result<Error> {
 fn template(on: &NodeRun) -> Result<storage::Volume> {
     let found = on.run.sight.get().and_then(|sight| sight.pool.volume(&on.node.template).cloned());
     found.ok_or_else(|| {
-        Error::new(format!("the pool {} has no template volume {}", on.pool(), on.node.template))
-            .with_help(format!("see what it has: virsh vol-list {}", on.pool()))
+        Error::new(format!("the pool {} has no template volume {}", on.node.pool, on.node.template))
+            .with_help(format!("see what it has: virsh vol-list {}", on.node.pool))
     })
 }
 
