@@ -262,11 +262,11 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
         return "; its claim is gone, and with it the proof of what this run made".into();
     };
     // What was under way when the run ended may yet make something.
-    on.run.host.settle().await;
+    on.host.settle().await;
     let removal = Removal { owner: owner(&uuid), uuid: Some(uuid), things, drain: None, looked: None };
     // A stop that ended the run does not end its undoing.
     let stop = tokio_util::sync::CancellationToken::new();
-    let remover = Remover::new(Some(&on.run.host), on.run.cluster.as_ref(), setting.events.clone(), stop);
+    let remover = Remover::new(Some(&on.host), on.run.cluster.as_ref(), setting.events.clone(), stop);
     let removed = remover.undo_all(&removal, on).await;
     if removed.left.is_empty() {
         "; what this run made was removed".into()

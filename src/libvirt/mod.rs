@@ -23,7 +23,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Host {
     conn: Arc<Mutex<Connect>>,
     uri: String,
-    /// Held, shared, by every call under way, also by one that nobody waits for any more.
+    /// Held, shared, by every call of this clone under way, also by one that nobody waits for any more.
     under_way: Arc<tokio::sync::RwLock<()>>,
 }
 
@@ -56,6 +56,11 @@ impl Host {
 
     fn new(conn: Connect, uri: &str) -> Self {
         Self { conn: Arc::new(Mutex::new(conn)), uri: uri.to_owned(), under_way: Arc::default() }
+    }
+
+    /// The same connection, whose calls [`Host::settle`] waits for apart from those of other clones.
+    pub fn told_apart(&self) -> Self {
+        Self { under_way: Arc::default(), ..self.clone() }
     }
 
     /// Waits for the calls under way: a future that was dropped does not end its call.

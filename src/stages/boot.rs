@@ -44,7 +44,7 @@ impl Stage<NodeRun> for Boot {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
-        let host = &on.run.host;
+        let host = &on.host;
         // Somebody may have started it since: then it is not ours to stop.
         on.look().await?;
         let domain = on.claimed()?;

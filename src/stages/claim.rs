@@ -73,7 +73,7 @@ async fn define(on: &NodeRun, journal: &Journal) -> Result<()> {
     let owner = Owner::new(&on.run.plan.cluster.name, name)?;
     let xml = xml(on, &on.node, &mark(on, &owner))?;
     journal.made(Thing::Domain { name: name.clone(), uuid: owner.uuid() });
-    let defined = on.run.host.define_domain(name, xml).await;
+    let defined = on.host.define_domain(name, xml).await;
     on.look().await?;
     match defined {
         // Somebody was faster.
@@ -102,12 +102,12 @@ async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<(
     }
     let mark = mark(on, &seen.owner);
     for left in seen.volumes.iter().filter(|volume| !mark.volumes.contains(volume)) {
-        on.run.host.delete_volume(&left.pool, &left.name).await?;
+        on.host.delete_volume(&left.pool, &left.name).await?;
         *locked(&on.disk) = None;
     }
     // libvirt finds it by its UUID and lets nobody rename it so.
     let node = Node { name: claim.name.clone(), ..on.node.clone() };
-    on.run.host.define_domain(&claim.name, xml(on, &node, &mark)?).await?;
+    on.host.define_domain(&claim.name, xml(on, &node, &mark)?).await?;
     on.look().await.map(drop)
 }
 

@@ -159,7 +159,7 @@ async fn blank_seed(on: &NodeRun) -> Result<()> {
     let key = HostKey { public: mark.host_key.clone(), private: None };
     let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
     let Claimed { pool, name } = on.claimed_seed()?;
-    on.run.host.write_raw(&pool, &name, seed::image(&files)?).await.doing("blanking the seed volume")?;
+    on.host.write_raw(&pool, &name, seed::image(&files)?).await.doing("blanking the seed volume")?;
     mark.seed = SeedState::Blank;
     on.set_mark(&mark).await
 }

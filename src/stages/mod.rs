@@ -121,6 +121,8 @@ pub fn is_claim(domain: &Domain, cluster: &str, node: &str) -> bool {
 /// One node on its way, with what one stage leaves for the next.
 pub struct NodeRun {
     pub run: Arc<Run>,
+    /// The run's, with this node's calls told apart from those of others.
+    pub host: Host,
     pub node: plan::Node,
     member: Member,
     /// The claim, or whatever else has the node's name, as it was last seen.
@@ -162,6 +164,7 @@ impl NodeRun {
             sight.filter(|sight| sight.pool.name == claimed.pool)?.pool.volume(&claimed.name).cloned()
         });
         Self {
+            host: run.host.told_apart(),
             run,
             node,
             member,
@@ -185,7 +188,7 @@ impl NodeRun {
 
     /// Asks libvirt anew: for the claim by its UUID, where there is none for what bears the node's name.
     async fn look(&self) -> Result<Option<Domain>> {
-        let host = &self.run.host;
+        let host = &self.host;
         let uuid = match self.claim() {
             Some(claim) => Some(claim.uuid),
             None => host.uuid_of(&self.node.name).await?,
@@ -229,7 +232,7 @@ impl NodeRun {
         if seen.is_some() || self.run.sight.get().is_some_and(|sight| sight.pool.name == claimed.pool) {
             return Ok(seen);
         }
-        let found = self.run.host.volume(&claimed.pool, &claimed.name).await?;
+        let found = self.host.volume(&claimed.pool, &claimed.name).await?;
         locked(&self.disk).clone_from(&found);
         Ok(found)
     }
@@ -240,7 +243,7 @@ impl NodeRun {
 
     /// Writes the mark and reads it back.
     async fn set_mark(&self, mark: &Mark) -> Result<()> {
-        self.run.host.set_mark(&self.claimed()?.uuid, mark).await?;
+        self.host.set_mark(&self.claimed()?.uuid, mark).await?;
         self.look().await.map(drop)
     }
 

@@ -41,7 +41,7 @@ impl Stage<NodeRun> for Seed {
         let key = keys::generate(&on.node.hostname)?;
         let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
         journal.made(Thing::Volume { pool: pool.clone(), name: name.clone() });
-        on.run.host.write_raw(&pool, &name, seed::image(&files)?).await?;
+        on.host.write_raw(&pool, &name, seed::image(&files)?).await?;
         mark.host_key = key.public;
         mark.seed = SeedState::Full;
         mark.by = None;

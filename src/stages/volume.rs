@@ -40,7 +40,7 @@ impl Stage<NodeRun> for Volume {
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
-        let host = &on.run.host;
+        let host = &on.host;
         let disk = on.claimed_disk()?;
         let Claimed { pool, name } = &disk;
         if !on.is_sealed() && !on.disk_made.load(Ordering::Relaxed) {
@@ -63,7 +63,7 @@ impl Stage<NodeRun> for Volume {
 }
 
 async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal) -> Result<()> {
-    let host = &on.run.host;
+    let host = &on.host;
     let Claimed { pool, name } = disk;
     let template = template(on)?;
     if template.capacity > on.node.disk {

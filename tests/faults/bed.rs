@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::bystanders::Strangers;
-use crate::in_lab::{state, text};
+use crate::in_lab::{ssh, state, text};
 
 /// No run of one tiny node takes longer, whatever fails.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -204,24 +204,7 @@ impl Bed {
 
     /// Runs a command in the guest by the system's own ssh.
     pub fn guest(&self, command: &str) -> String {
-        let output = Command::new("ssh")
-            .arg("-i")
-            .arg(self.dir.path().join("state").join(&self.cluster).join("id_ed25519"))
-            .args([
-                "-o",
-                "StrictHostKeyChecking=no",
-                "-o",
-                "UserKnownHostsFile=/dev/null",
-                "-o",
-                "LogLevel=ERROR",
-                "-o",
-                "ConnectTimeout=20",
-            ])
-            .arg(format!("root@{}", self.ip))
-            .arg(command)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = ssh(&self.dir.path().join("state").join(&self.cluster).join("id_ed25519"), &self.ip, command);
         text(&output)
     }
 }

@@ -13,7 +13,7 @@ mod troubles;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -175,24 +175,7 @@ impl World {
 
     /// Runs a command in a guest by the system's own ssh.
     pub fn guest(&self, ip: &str, command: &str) -> String {
-        let key = self.dir.path().join("state").join(&self.name).join("id_ed25519");
-        let output = Command::new("ssh")
-            .arg("-i")
-            .arg(key)
-            .args([
-                "-o",
-                "StrictHostKeyChecking=no",
-                "-o",
-                "UserKnownHostsFile=/dev/null",
-                "-o",
-                "LogLevel=ERROR",
-                "-o",
-                "ConnectTimeout=20",
-            ])
-            .arg(format!("root@{ip}"))
-            .arg(command)
-            .output()
-            .unwrap();
+        let output = ssh(&self.dir.path().join("state").join(&self.name).join("id_ed25519"), ip, command);
         assert!(output.status.success(), "`{command}` in {ip}: {}", text(&output));
         String::from_utf8(output.stdout).unwrap()
     }
@@ -305,6 +288,19 @@ impl Drop for Limited {
     fn drop(&mut self) {
         kubectl_output(NEW, &["delete", &format!("clusterrole/{}", self.name), &format!("clusterrolebinding/{}", self.name)]);
     }
+}
+
+/// A command in a guest, by the system's own ssh.
+pub fn ssh(key: &Path, ip: &str, command: &str) -> Output {
+    Command::new("ssh")
+        .arg("-i")
+        .arg(key)
+        .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20"])
+        .arg(format!("root@{ip}"))
+        .arg(command)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 pub fn virsh(args: &[&str]) -> String {
