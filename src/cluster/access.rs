@@ -9,9 +9,10 @@ use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams, PostParams};
 
-use super::call::{PATIENCE, delete, insist, within};
+use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::list::list;
 use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, is_managed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 
 /// Every node with a certificate is in it.
 pub const NODES: &str = "system:nodes";
@@ -73,14 +74,16 @@ impl Cluster {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Whether we ourselves may do `verb` on a resource (SelfSubjectAccessReview).
+    /// Whether we ourselves may do `verb` on a resource such as `pods/eviction` (SelfSubjectAccessReview).
     pub async fn may_we(&self, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> Result<bool> {
+        let (kind, part) = resource.split_once('/').map_or((resource, None), |(kind, part)| (kind, Some(part)));
         let review = SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec {
                 resource_attributes: Some(ResourceAttributes {
                     verb: Some(verb.into()),
                     group: Some(group.into()),
-                    resource: Some(resource.into()),
+                    resource: Some(kind.into()),
+                    subresource: part.map(str::to_owned),
                     namespace: namespace.map(str::to_owned),
                     ..ResourceAttributes::default()
                 }),
@@ -135,26 +138,40 @@ impl Cluster {
     }
 
     /// Removes the binding of a cluster's group, unless the cluster shows a Node or a token that needs it: of whatever host
-    /// and run. One that appears while we remove it finds it bound again.
+    /// and run. One that appears while we remove it finds it bound again. Who may not see or remove bindings keeps it.
     pub async fn release_binding(&self, cluster: &str) -> Result<Released> {
-        let (api, name) = (self.bindings(), binding_name(cluster));
-        let Some(found) = within(format!("looking for the role binding {name}"), || api.get_opt(&name)).await? else {
-            return Ok(Released::Absent);
+        let name = binding_name(cluster);
+        let group = match self.remove_binding(cluster, &name).await {
+            Ok(Ok(group)) => group,
+            Ok(Err(stays)) => return Ok(stays),
+            Err(error) if is_forbidden(&error) => {
+                return Ok(Released::Kept(format!("the role binding {name} was not looked at: {}", one_line(&error))));
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(why) = self.needs_binding(cluster).await? else { return Ok(Released::Removed(name)) };
+        self.bind(&Binding::of_cluster(cluster, group)).await?;
+        Ok(Released::Kept(why))
+    }
+
+    /// Returns the group that was bound, or why there was nothing to remove.
+    async fn remove_binding(&self, cluster: &str, name: &str) -> Result<Result<String, Released>> {
+        let api = self.bindings();
+        let Some(found) = within(format!("looking for the role binding {name}"), || api.get_opt(name)).await? else {
+            return Ok(Err(Released::Absent));
         };
         if let Some(why) = foreign(&found, cluster) {
-            return Ok(Released::Foreign(why));
+            return Ok(Err(Released::Foreign(why)));
         }
         if let Some(why) = self.needs_binding(cluster).await? {
-            return Ok(Released::Kept(why));
+            return Ok(Err(Released::Kept(why)));
         }
-        let uid = found.metadata.uid.clone().unwrap_or_default();
-        if !delete(&api, &format!("the role binding {name}"), &name, &uid).await? {
-            return Ok(Released::Absent);
+        let uid = found.metadata.uid.unwrap_or_default();
+        if !delete(&api, &format!("the role binding {name}"), name, &uid).await? {
+            return Ok(Err(Released::Absent));
         }
-        let Some(why) = self.needs_binding(cluster).await? else { return Ok(Released::Removed(name)) };
         let group = found.subjects.into_iter().flatten().find(|subject| subject.kind == "Group").map(|subject| subject.name);
-        self.bind(&Binding::of_cluster(cluster, group.unwrap_or_default())).await?;
-        Ok(Released::Kept(why))
+        Ok(Ok(group.unwrap_or_default()))
     }
 
     /// What of ours in this cluster lives by its binding.
@@ -170,7 +187,7 @@ impl Cluster {
     /// Names of the bindings that give a ClusterRole to one of these groups.
     pub async fn bindings_of(&self, role: &str, groups: &[&str]) -> Result<Vec<String>> {
         let (api, every) = (self.bindings(), ListParams::default());
-        let all = within("listing the role bindings", || api.list(&every)).await?;
+        let all = list("listing the role bindings", &api, &every).await?;
         let to = |binding: &ClusterRoleBinding| {
             binding.subjects.iter().flatten().any(|s| s.kind == "Group" && groups.contains(&s.name.as_str()))
         };

@@ -120,6 +120,11 @@ impl Failure {
     }
 }
 
+/// Whether the API server answered that we may not.
+pub fn is_forbidden(error: &Error) -> bool {
+    chain(error).any(|cause| cause.downcast_ref::<Failure>().is_some_and(|failure| failure.code() == Some(403)))
+}
+
 /// One try.
 pub(super) async fn once<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
     once_within(TRY, call).await

@@ -13,7 +13,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::request::{CertReq, ExtensionReq};
 
 use super::Cluster;
-use super::call::{PATIENCE, delete, insist, within};
+use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::list::list;
 use super::token::user;
 use super::watch::watch_until;
 use crate::error::{Error, Result};
@@ -127,8 +128,7 @@ impl Cluster {
 
     pub async fn csrs(&self) -> Result<Vec<Request>> {
         let (api, all) = (self.requests(), ListParams::default());
-        let list = within("listing the certificate requests", || api.list(&all)).await?;
-        Ok(list.items.iter().map(parse).collect())
+        Ok(list("listing the certificate requests", &api, &all).await?.iter().map(parse).collect())
     }
 
     /// Watches until a request of `user` satisfies `until`. Has no deadline of its own.
@@ -193,9 +193,13 @@ impl Cluster {
         Ok(self.csrs().await?.into_iter().filter(|request| request.is_of(node, token_ids, node_is_ours)).collect())
     }
 
-    /// Deletes exactly this request. False if it was gone, or another bears its name now.
+    /// Deletes exactly this request. False if it was gone, another bears its name now, or we may not: Kubernetes itself
+    /// removes requests within a day.
     pub async fn delete_request(&self, request: &Request) -> Result<bool> {
-        delete(&self.requests(), &format!("the certificate request {}", request.name), &request.name, &request.uid).await
+        match delete(&self.requests(), &format!("the certificate request {}", request.name), &request.name, &request.uid).await {
+            Err(error) if is_forbidden(&error) => Ok(false),
+            deleted => deleted,
+        }
     }
 }
 

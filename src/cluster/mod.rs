@@ -1,4 +1,4 @@
-//! The Kubernetes room, the only user of `kube`. `call.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
+//! The Kubernetes room, the only user of `kube`. `call.rs`, `list.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
 //! `access.rs` what they may do, `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases,
 //! `difference.rs` what a Node should bear, `pod.rs` and `drain.rs` how pods leave it.
 //! A name proves nothing here: what is deleted is named by its UID as well.
@@ -8,6 +8,7 @@ mod call;
 pub mod csr;
 pub mod difference;
 pub mod drain;
+mod list;
 pub mod node;
 pub mod pod;
 pub mod token;
@@ -21,6 +22,7 @@ use base64::Engine as _;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
+pub use self::call::is_forbidden;
 use self::call::{FIRST_CALL, insist};
 use crate::error::{Context, Error, Exit, Result};
 use crate::ownership::Owner;

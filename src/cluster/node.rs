@@ -9,8 +9,9 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::call::{PATIENCE, delete, insist, within};
+use super::call::{PATIENCE, delete, insist, is_forbidden, within};
 use super::difference::{read_labels, read_taints, write_labels, write_taints};
+use super::list::list;
 use super::watch::watch_until;
 use super::{Cluster, LABELS_ANNOTATION, TAINTS_ANNOTATION, TOKEN_ANNOTATION, annotations, owner};
 use crate::error::{Error, Result};
@@ -74,7 +75,7 @@ impl Cluster {
 
     pub async fn all_nodes(&self) -> Result<Vec<Node>> {
         let (api, all) = (self.nodes(), ListParams::default());
-        within("listing the Nodes", || api.list(&all)).await.map(|nodes| nodes.iter().map(parse).collect())
+        list("listing the Nodes", &api, &all).await.map(|nodes| nodes.iter().map(parse).collect())
     }
 
     pub async fn node(&self, name: &str) -> Result<Option<Node>> {
@@ -140,8 +141,11 @@ impl Cluster {
     /// Deletes exactly this Node, and its lease. False if it was gone, or another bears its name now.
     pub async fn delete_node(&self, node: &Node) -> Result<bool> {
         let deleted = delete(&self.nodes(), &format!("the Node {}", node.name), &node.name, &node.uid).await?;
-        self.delete_lease(node, deleted).await?;
-        Ok(deleted)
+        match self.delete_lease(node, deleted).await {
+            // Kubernetes itself removes the lease of a Node that is gone.
+            Err(error) if !is_forbidden(&error) => Err(error),
+            _ => Ok(deleted),
+        }
     }
 
     /// The lease of a Node that is gone: one that names it as its owner, or that nobody owns if we deleted the Node.
@@ -159,12 +163,27 @@ impl Cluster {
     /// Whether a Node's kubelet is at work, by its lease: a dead one stays Ready for most of a minute, and one that lives
     /// may not be. Takes up to 15 s where the lease was not renewed lately, or the clocks differ.
     pub async fn kubelet_lives(&self, node: &Node) -> Result<bool> {
+        Ok(self.has_fresh_lease(node).await? || self.renews_lease(node).await?)
+    }
+
+    /// Whether a Node's lease was renewed lately, if our clocks agree.
+    pub async fn has_fresh_lease(&self, node: &Node) -> Result<bool> {
+        let renewed = match self.renewed(&node.name).await {
+            Err(error) if is_forbidden(&error) => return self.is_ready(node).await,
+            renewed => renewed?,
+        };
+        let age = renewed.map(|renewed| jiff::Timestamp::now().as_second() - renewed.as_second());
+        Ok(age.is_some_and(|age| (-AHEAD..=FRESH).contains(&age)))
+    }
+
+    /// Whether a Node's lease is renewed while we watch it: the proof that its kubelet lives. Takes up to 15 s.
+    pub async fn renews_lease(&self, node: &Node) -> Result<bool> {
         const LOOK: Duration = Duration::from_secs(1);
-        let Some(first) = self.renewed(&node.name).await? else { return Ok(false) };
-        let age = jiff::Timestamp::now().as_second() - first.as_second();
-        if (-AHEAD..=FRESH).contains(&age) {
-            return Ok(true);
-        }
+        let first = match self.renewed(&node.name).await {
+            Err(error) if is_forbidden(&error) => return self.is_ready(node).await,
+            first => first?,
+        };
+        let Some(first) = first else { return Ok(false) };
         let mut until = Instant::now() + RENEWAL;
         while Instant::now() < until {
             tokio::time::sleep(LOOK).await;
@@ -178,6 +197,11 @@ impl Cluster {
             }
         }
         Ok(false)
+    }
+
+    /// What is left to go by for who may not see leases: a Node stays Ready for a while.
+    async fn is_ready(&self, node: &Node) -> Result<bool> {
+        Ok(self.node(&node.name).await?.is_some_and(|now| now.uid == node.uid && now.ready))
     }
 
     /// When a Node's lease was last renewed, by the kubelet's clock.

@@ -5,7 +5,7 @@ use kube::api::{Api, ListParams};
 use serde::Serialize;
 
 use super::Cluster;
-use super::call::within;
+use super::list::list;
 use crate::error::Result;
 
 /// A pod, with what people want to know before it goes.
@@ -40,8 +40,7 @@ impl Cluster {
     pub async fn pods_on(&self, node: &str) -> Result<Vec<Pod>> {
         let api: Api<KubePod> = Api::all(self.client.clone());
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let list = within(format!("listing the pods on {node}"), || api.list(&here)).await?;
-        Ok(list.items.iter().map(parse).collect())
+        Ok(list(format!("listing the pods on {node}"), &api, &here).await?.iter().map(parse).collect())
     }
 }
 

@@ -9,6 +9,7 @@ use kube::api::{Api, ListParams, PostParams};
 use serde::Serialize;
 
 use super::call::{PATIENCE, delete, insist, within};
+use super::list::list;
 use super::{Cluster, MANAGED_BY, annotations, is_managed, owner};
 use crate::diagnosis::TokenState;
 use crate::error::{Error, Exit, Result};
@@ -118,6 +119,8 @@ pub struct OurToken {
     pub name: String,
     /// Seconds since 1970, by the API server's clock.
     pub created: i64,
+    /// Seconds since 1970; `None` lives for ever.
+    pub expires: Option<i64>,
     pub owner: Owner,
 }
 
@@ -204,7 +207,7 @@ impl Cluster {
 
     pub async fn list_tokens(&self, secrets: bool) -> Result<Vec<Listed>> {
         let (api, all) = (self.tokens(), ListParams::default().fields(&format!("type={TYPE}")));
-        let found = within("listing the bootstrap tokens", || api.list(&all)).await?;
+        let found = list("listing the bootstrap tokens", &api, &all).await?;
         Ok(found.into_iter().map(|secret| listed(&secret, secrets)).collect())
     }
 
@@ -222,15 +225,14 @@ impl Cluster {
         let (api, name) = (self.tokens(), secret_name(id));
         let found = within(format!("looking for the token {id}"), || api.get_opt(&name)).await?;
         let Some(secret) = found else { return Ok(TokenState::Gone) };
-        let until = listed(&secret, false).expiration.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        Ok(if until.is_some_and(|until| until <= jiff::Timestamp::now()) { TokenState::Expired } else { TokenState::Alive })
+        Ok(if expires(&secret).is_some_and(|at| at <= jiff::Timestamp::now()) { TokenState::Expired } else { TokenState::Alive })
     }
 
     /// The tokens that nodegraft minted for nodes and that are still there. Whose they are, their owner says.
     pub async fn our_tokens(&self) -> Result<Vec<OurToken>> {
         let ours = ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1)).fields(&format!("type={TYPE}"));
         let api = self.tokens();
-        let found = within("listing the bootstrap tokens", || api.list(&ours)).await?;
+        let found = list("listing the bootstrap tokens", &api, &ours).await?;
         Ok(found.iter().filter_map(our_token).collect())
     }
 
@@ -251,9 +253,15 @@ fn our_token(secret: &Secret) -> Option<OurToken> {
         id: name.strip_prefix("bootstrap-token-")?.to_owned(),
         uid: meta.uid.clone()?,
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        expires: expires(secret).map(|at| at.as_second()),
         owner: owner(meta.annotations.as_ref())?,
         name,
     })
+}
+
+/// When a token ends.
+fn expires(secret: &Secret) -> Option<jiff::Timestamp> {
+    listed(secret, false).expiration?.parse().ok()
 }
 
 /// Whether a Secret holds exactly the token that was to be made, for the same node.

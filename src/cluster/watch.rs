@@ -9,6 +9,7 @@ use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use serde::de::DeserializeOwned;
 
 use super::call::{Backoff, once};
+use super::list::paged;
 use crate::error::Result;
 
 /// After so many seconds the API server itself ends a watch.
@@ -28,7 +29,7 @@ where
     params.field_selector = fields.map(str::to_owned);
     let mut backoff = Backoff::new();
     loop {
-        let list = match once(api.list(&only)).await {
+        let list = match paged(api, &only).await {
             Ok(list) => list,
             Err(failure) if failure.passes() => {
                 tokio::time::sleep(failure.pause(&mut backoff)).await;
@@ -36,13 +37,12 @@ where
             }
             Err(failure) => return Err(failure.during(format!("listing {what}"))),
         };
-        let from = list.metadata.resource_version.clone().unwrap_or_default();
         for object in list.items {
             if let Some(found) = look(object) {
                 return Ok(found);
             }
         }
-        match once(api.watch(&params, &from)).await {
+        match once(api.watch(&params, &list.version)).await {
             Ok(events) => {
                 let told = |object| {
                     backoff = Backoff::new();

@@ -34,6 +34,9 @@ const IDENTITY: &str = "/etc/kubernetes/kubelet.conf";
 const IS_IDENTITY: &str = "{ [ -s /etc/kubernetes/kubelet.conf ] && \
     { [ -s /var/lib/kubelet/pki/kubelet-client-current.pem ] || grep -q client-certificate-data /etc/kubernetes/kubelet.conf; }; }";
 const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
+/// The first line of a bootstrap kubeconfig of ours: others make such a file, too.
+const OURS: &str = "# nodegraft: for one join, removed when it is done";
+const FORGET: &str = "! grep -qs '^# nodegraft' /etc/kubernetes/bootstrap-kubelet.conf || rm -f /etc/kubernetes/bootstrap-kubelet.conf";
 
 pub struct Join;
 
@@ -54,18 +57,25 @@ impl<C: Candidate> Stage<C> for Join {
             return Ok(Check::Conflict(taken(&member.name, other.address.as_deref())));
         }
         let session = on.session(SHORT).await.doing("logging in")?;
-        let identity = has_identity(&session).await?;
+        let found = Found::look(&session).await?;
         let Some(node) = node else {
             return Ok(match on.earlier() {
-                Earlier::Respected if identity => Check::Conflict(was_a_node(&member.name)),
+                Earlier::Respected if found.identity => Check::Conflict(was_a_node(&member.name)),
                 _ => Check::Needed("it is not a Node yet".into()),
             });
         };
-        if identity && on.earlier() == Earlier::Cleared {
+        let stays = found.identity && on.earlier() != Earlier::Cleared;
+        if !stays && on.cluster().has_fresh_lease(&node).await? && lives_elsewhere(on, &found, &node).await? {
+            return Ok(Check::Conflict(shared_machine_id(&node, &owner)));
+        }
+        if !found.identity {
+            return Ok(Check::Needed("its kubelet has no identity, though the cluster has its Node".into()));
+        }
+        if !stays {
             return Ok(Check::Needed("its earlier membership is to be cleared, as you asked".into()));
         }
-        if !identity {
-            return Ok(Check::Needed("its kubelet has no identity, though the cluster has its Node".into()));
+        if found.bootstrap || tokens_of(on, &owner).await?.first().is_some() {
+            return Ok(Check::Needed("what a run that was killed left of its token is to be removed".into()));
         }
         if let Some(first) = node.differences(&member.labels, &member.taints).first() {
             return Ok(Check::Needed(first.to_string()));
@@ -84,9 +94,12 @@ impl<C: Candidate> Stage<C> for Join {
         let name = &member.name;
         let session = on.session(SHORT).await.doing("logging in")?;
         let mut token = None;
-        if on.earlier() == Earlier::Cleared || !has_identity(&session).await? {
+        if on.earlier() == Earlier::Cleared || !Found::look(&session).await?.identity {
             token = Some(graft(on, &session, report, journal).await?);
             on.grafted();
+        } else {
+            delete_tokens(on, &owner).await?;
+            session.output(FORGET, SHORT).await.doing("removing the bootstrap kubeconfig")?;
         }
         let node = match cluster.node(name).await? {
             Some(node) => node,
@@ -111,7 +124,7 @@ impl<C: Candidate> Stage<C> for Join {
         let Ok(owner) = on.membership() else { return };
         let _ = delete_tokens(on, &owner).await;
         if let Ok(session) = on.session(Duration::from_secs(10)).await {
-            let end = format!("{IS_IDENTITY} || systemctl stop kubelet; rm -f {BOOTSTRAP}");
+            let end = format!("{IS_IDENTITY} || systemctl stop kubelet; {FORGET}");
             let _ = session.output(&end, Duration::from_secs(10)).await;
         }
     }
@@ -131,10 +144,47 @@ fn was_a_node(name: &str) -> Error {
     )
 }
 
-async fn has_identity(session: &Session) -> Result<bool> {
-    let found =
-        session.output(&format!("{IS_IDENTITY} && echo yes || echo no"), SHORT).await.doing("looking for the kubelet's identity")?;
-    Ok(found.trim() == "yes")
+fn shared_machine_id(node: &Node, owner: &Owner) -> Error {
+    Error::new(format!(
+        "the Node {} is of another machine that lives{}, with the same machine-id",
+        node.name,
+        node.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default()
+    ))
+    .because(Error::new(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.instance)))
+    .with_help("give this machine an id of its own: rm /etc/machine-id && systemd-machine-id-setup, reboot it, and give it another name; the Node was not touched")
+}
+
+/// What there is of a membership on a machine.
+struct Found {
+    /// The kubelet's own certificate and kubeconfig.
+    identity: bool,
+    /// A bootstrap kubeconfig of ours.
+    bootstrap: bool,
+    /// New with every start of a machine, and never the same on two.
+    boot_id: String,
+}
+
+impl Found {
+    async fn look(session: &Session) -> Result<Self> {
+        let look = format!(
+            "{IS_IDENTITY} && echo identity; grep -qs '^# nodegraft' {BOOTSTRAP} && echo bootstrap; echo boot=$(cat /proc/sys/kernel/random/boot_id)"
+        );
+        let found = session.output(&look, SHORT).await.doing("looking for the kubelet's identity")?;
+        let says = |word: &str| found.lines().any(|line| line == word);
+        let boot_id = found.lines().find_map(|line| line.strip_prefix("boot=")).unwrap_or_default().to_owned();
+        Ok(Self { identity: says("identity"), bootstrap: says("bootstrap"), boot_id })
+    }
+}
+
+/// Whether the Node with this machine's id is that of another machine, which lives. A copy has the machine-id, and a boot of
+/// its own. To be asked while this machine's own kubelet does not run, or tells its boot.
+async fn lives_elsewhere<C: Candidate>(on: &C, found: &Found, node: &Node) -> Result<bool> {
+    let other_boot = |node: &Node| !found.boot_id.is_empty() && node.boot_id != found.boot_id;
+    if !other_boot(node) || !on.cluster().renews_lease(node).await? {
+        return Ok(false);
+    }
+    // A kubelet that has only just started renews its lease a moment before it tells its boot.
+    Ok(on.cluster().node(&node.name).await?.is_some_and(|now| now.uid == node.uid && other_boot(&now)))
 }
 
 /// Token, files, kubelet, request; returns the token's id. The token is deleted however this ends.
@@ -169,29 +219,35 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journ
             let _ = cluster.delete_request(&request).await;
         }
     }
-    let removed = session.output(&format!("rm -f {BOOTSTRAP}"), SHORT).await.doing("removing the bootstrap kubeconfig");
+    let removed = session.output(FORGET, SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
     deleted?;
     removed.map(|_| token.id)
 }
 
-/// Deletes the tokens that were minted for this very machine.
+/// The tokens that were minted for this very machine.
+async fn tokens_of<C: Candidate>(on: &C, owner: &Owner) -> Result<Vec<OurToken>> {
+    Ok(on.cluster().our_tokens().await?.into_iter().filter(|token| token.owner == *owner).collect())
+}
+
 async fn delete_tokens<C: Candidate>(on: &C, owner: &Owner) -> Result<()> {
-    for token in on.cluster().our_tokens().await?.iter().filter(|token| token.owner == *owner) {
-        on.cluster().delete_token_of(token).await?;
+    for token in tokens_of(on, owner).await? {
+        on.cluster().delete_token_of(&token).await?;
     }
     Ok(())
 }
 
 /// Two machines that join under one name at once would take turns being the same Node: the one with the older token goes
-/// on.
+/// on. One that has expired is of a run that was killed.
 async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Result<()> {
     let tokens = on.cluster().our_tokens().await?;
     let age = |token: &OurToken| (token.created, token.id.clone());
-    let mine = tokens.iter().find(|known| known.id == token.id).map(age);
-    let rival =
-        tokens.iter().find(|other| other.owner.node == owner.node && other.owner.instance != owner.instance && Some(age(other)) < mine);
-    match rival {
+    let Some(mine) = tokens.iter().find(|known| known.id == token.id) else { return Ok(()) };
+    let is_rival = |other: &&OurToken| {
+        let alive = other.expires.is_none_or(|expires| expires > mine.created);
+        alive && other.owner.node == owner.node && other.owner.instance != owner.instance && age(other) < age(mine)
+    };
+    match tokens.iter().find(is_rival) {
         None => Ok(()),
         Some(rival) => Err(Error::new(format!("another machine is joining as {} at this moment, with the token {}", owner.node, rival.id))
             .with_help(format!("give one of the two another name; if that join is dead: nodegraft token delete {}", rival.id))),
@@ -245,15 +301,21 @@ async fn with_token<C: Candidate>(
     }
     let values = serde_json::json!({"node": member});
     let kubeconfig = bootstrap_kubeconfig(on.templates(), server(on), &cluster.ca_base64, &token.reveal())?;
-    journal.made(Thing::Node { name: member.name.clone() });
-    journal.made(Thing::Membership);
     session.output(&on.templates().render("join/reset.sh", &values)?, SHORT).await.doing("clearing an earlier membership")?;
+    let owner = on.membership()?;
     // The Node of this machine's earlier life would keep its new kubelet from registering as itself.
-    if let Some(node) = cluster.node(&member.name).await?.filter(|node| on.instance().is_ok_and(|instance| node.is_of(&instance))) {
+    if let Some(node) = cluster.node(&member.name).await?.filter(|node| node.is_of(&owner.instance)) {
+        // Of this machine nothing renews its lease any more.
+        if lives_elsewhere(on, &Found::look(session).await?, &node).await? {
+            return Err(shared_machine_id(&node, &owner));
+        }
         cluster.delete_node(&node).await?;
     }
+    // Only now: the Node of a copy of this machine would be taken for ours.
+    journal.made(Thing::Node { name: member.name.clone() });
+    journal.made(Thing::Membership);
     session.write("/etc/kubernetes/pki/ca.crt", cluster.ca_pem.clone().into_bytes(), "0644", SHORT).await?;
-    session.write(BOOTSTRAP, kubeconfig.into_bytes(), "0600", SHORT).await?;
+    session.write(BOOTSTRAP, format!("{OURS}\n{kubeconfig}").into_bytes(), "0600", SHORT).await?;
     report.progress("starting the kubelet");
     session.output(&on.templates().render("join/start.sh", &values)?, SHORT).await.doing("starting the kubelet")?;
 
