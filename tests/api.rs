@@ -11,6 +11,7 @@ use nodegraft::cluster::node::Node;
 use nodegraft::cluster::token::{Terms, Token};
 use nodegraft::error::{Error, Exit, one_line};
 use nodegraft::ownership::Owner;
+use nodegraft::stages::preflight::{self, State};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -186,6 +187,52 @@ async fn a_watch_that_is_not_allowed_is_an_answer() {
     assert_eq!(clauses(&error), "listing the Node n1: it is told to");
 }
 
+// -- lists --
+
+/// The lists of Nodes that were asked for: where each began.
+fn pages(api: &ApiServer) -> Vec<Option<u32>> {
+    let begun = |query: &str| query.split('&').find_map(|pair| pair.strip_prefix("continue=")?.parse().ok());
+    api.seen(&format!("GET {NODES}")).iter().map(|request| begun(&request.query)).collect()
+}
+
+#[tokio::test]
+async fn a_large_list_comes_page_by_page() {
+    let (api, cluster, _) = with_node().await;
+    for number in 0..600 {
+        api.put(&format!("{NODES}/m{number:03}"), kube_node(true));
+    }
+    let names: Vec<String> = cluster.all_nodes().await.unwrap().into_iter().map(|node| node.name).collect();
+    assert_eq!((names.len(), names[0].as_str(), names[600].as_str()), (601, "m000", "n1"));
+    assert_eq!(pages(&api), [None, Some(250), Some(500)]);
+    assert!(api.seen(&format!("GET {NODES}")).iter().all(|request| request.query.contains("limit=250")));
+
+    // A watch begins so, too: what it waits for may be on the last page.
+    let seen = tokio::time::timeout(Duration::from_secs(5), cluster.watch_node("n1", |node| !node.ready, |_| {})).await;
+    assert!(!seen.unwrap().unwrap().ready);
+}
+
+#[tokio::test]
+async fn a_list_whose_place_is_forgotten_is_begun_anew_and_one_that_is_cut_is_not() {
+    let (api, cluster, _) = with_node().await;
+    for number in 0..300 {
+        api.put(&format!("{NODES}/m{number:03}"), kube_node(true));
+    }
+    let whole = || async { cluster.all_nodes().await.map(|nodes| nodes.len()) };
+    let second = format!("GET {NODES}?continue=250");
+    api.fail(&second, [Fault::Status(410, Value::Null)]);
+    assert_eq!(whole().await.unwrap(), 301);
+    assert_eq!(pages(&api), [None, Some(250), None, Some(250)]);
+
+    api.fail(&second, [Fault::Cut]);
+    assert_eq!(whole().await.unwrap(), 301);
+    assert_eq!(pages(&api)[4..], [None, Some(250), Some(250)]);
+
+    // It is not begun for ever.
+    api.always(&second, Fault::Status(410, Value::Null));
+    assert_eq!(clauses(&whole().await.unwrap_err()), "listing the Nodes: it is told to");
+    assert_eq!(pages(&api).len(), 7 + 10);
+}
+
 // -- Nodes --
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -310,6 +357,35 @@ async fn a_kubelet_lives_by_its_lease_and_not_by_ready() {
             api.put(LEASE, json!({"metadata": {}, "spec": {"renewTime": renewed}}));
         });
         assert!(lives.unwrap(), "{off}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_see_leases_or_delete_requests_still_removes_a_node() {
+    let forbidden = || Fault::Status(403, Value::Null);
+    let lease = |uid: &str| json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": uid}]}});
+    for what in ["GET", "DELETE"] {
+        let (api, cluster, node) = with_node().await;
+        api.put(LEASE, lease(&node.uid));
+        api.always(&format!("{what} {LEASE}"), forbidden());
+        assert!(cluster.delete_node(&node).await.unwrap(), "{what}");
+        assert_eq!(api.get(N1), None, "{what}");
+    }
+    let (api, cluster, node) = with_node().await;
+    api.always(&format!("DELETE {N1}"), forbidden());
+    assert_eq!(clauses(&cluster.delete_node(&node).await.unwrap_err()), "deleting the Node n1: it is told to");
+
+    let (api, cluster, request) = with_request().await;
+    api.always(&format!("DELETE {CSR}"), forbidden());
+    assert!(!cluster.delete_request(&request).await.unwrap());
+
+    // Ready is left to go by.
+    for ready in [true, false] {
+        let (api, cluster, node) = with_node().await;
+        api.put(N1, json!({"metadata": {"uid": node.uid}, "status": kube_node(ready)["status"]}));
+        api.always(&format!("GET {LEASE}"), forbidden());
+        assert_eq!(cluster.kubelet_lives(&node).await.unwrap(), ready);
+        assert_eq!(cluster.renews_lease(&node).await.unwrap(), ready);
     }
 }
 
@@ -489,6 +565,82 @@ async fn a_binding_stays_as_long_as_anything_of_its_cluster_does() {
     for request in api.seen("DELETE *") {
         assert!(request.body["preconditions"]["uid"].is_string(), "{} named no UID", request.what);
     }
+}
+
+#[tokio::test]
+async fn a_binding_that_may_not_be_looked_at_is_kept_and_told() {
+    for what in [format!("GET {BINDING}"), format!("GET {NODES}"), format!("GET {SECRETS}"), format!("DELETE {BINDING}")] {
+        let api = ApiServer::new();
+        let cluster = api.connect().await;
+        cluster.bind(&binding()).await.unwrap();
+        api.always(&what, Fault::Status(403, Value::Null));
+        let Released::Kept(why) = cluster.release_binding("homelab").await.unwrap() else { panic!("{what}: it was not kept") };
+        assert!(why.starts_with(&format!("the role binding {} was not looked at: ", binding_name("homelab"))), "{what}: {why}");
+        assert!(api.get(BINDING).is_some(), "{what}");
+    }
+    // Any other trouble is still an error.
+    let api = ApiServer::new();
+    api.always(&format!("GET {BINDING}"), Fault::Status(401, Value::Null));
+    assert!(api.connect().await.release_binding("homelab").await.is_err());
+}
+
+// -- what we may do --
+
+const REVIEWS: &str = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+/// What Preflight does not find good.
+async fn findings(cluster: &Cluster) -> Vec<(State, String)> {
+    let found = preflight::cluster(cluster).await.unwrap();
+    found.into_iter().filter(|finding| finding.state != State::Good).map(|finding| (finding.state, finding.what)).collect()
+}
+
+#[tokio::test]
+async fn a_right_that_is_missing_is_named_and_bad_only_where_nothing_works_without_it() {
+    let api = ApiServer::new();
+    let cluster = api.connect().await;
+    assert_eq!(findings(&cluster).await, []);
+    let cases: [(&[&str], State, &str); 9] = [
+        (&["create secrets"], State::Bad, "mint bootstrap tokens: it lacks create secrets"),
+        (&["list secrets", "delete secrets"], State::Bad, "find and delete bootstrap tokens: it lacks list secrets, delete secrets"),
+        (&["watch certificatesigningrequests"], State::Bad, "see certificate requests: it lacks watch certificatesigningrequests"),
+        (&["list nodes"], State::Bad, "see Nodes: it lacks list nodes"),
+        (&["patch nodes"], State::Bad, "label Nodes: it lacks patch nodes"),
+        (
+            &["update certificatesigningrequests/approval"],
+            State::Doubtful,
+            "approve certificate requests: it lacks update certificatesigningrequests/approval",
+        ),
+        (
+            &["delete certificatesigningrequests"],
+            State::Doubtful,
+            "delete certificate requests: it lacks delete certificatesigningrequests",
+        ),
+        (&["get leases", "delete leases"], State::Doubtful, "see and delete the leases of Nodes: it lacks get leases, delete leases"),
+        (&["list pods", "create pods/eviction"], State::Doubtful, "drain Nodes: it lacks list pods, create pods/eviction"),
+    ];
+    for (denied, state, what) in cases {
+        let api = ApiServer::new();
+        api.deny(denied);
+        assert_eq!(findings(&api.connect().await).await, [(state, format!("this kubeconfig may not {what}"))]);
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_ask_what_he_may_is_doubted_and_not_refused() {
+    let api = ApiServer::new();
+    api.always("POST /apis/authorization.k8s.io*", Fault::Status(403, Value::Null));
+    let found = findings(&api.connect().await).await;
+    assert_eq!(
+        found,
+        [
+            (State::Doubtful, "this kubeconfig may not ask what it may do".to_owned()),
+            (State::Doubtful, "this kubeconfig may not ask whether renewals of node certificates are approved".to_owned()),
+        ]
+    );
+    // A review that fails otherwise is no doubt.
+    let api = ApiServer::new();
+    api.always(REVIEWS, Fault::Status(401, Value::Null));
+    assert!(matches!(&findings(&api.connect().await).await[..], [(State::Bad, _)]));
 }
 
 #[tokio::test]

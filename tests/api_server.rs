@@ -22,12 +22,21 @@ pub struct Request {
 }
 
 impl Request {
+    fn parameter<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    }
+
     fn is_watch(&self) -> bool {
         self.query.contains("watch=true")
     }
 
-    /// `GET /api/v1/nodes` is a list and no watch, `WATCH /api/v1/nodes` the watch, and `DELETE *` all that begin so.
+    /// `GET /api/v1/nodes` is a list and no watch, `WATCH /api/v1/nodes` the watch, `GET /api/v1/nodes?continue=250` one with
+    /// that parameter, and `DELETE *` all that begin so.
     fn is(&self, what: &str) -> bool {
+        let (what, wanted) = what.split_once('?').unwrap_or((what, ""));
+        if !wanted.is_empty() && self.query.split('&').all(|pair| pair != wanted) {
+            return false;
+        }
         let own = if self.is_watch() { self.what.replace("GET ", "WATCH ") } else { self.what.clone() };
         what.strip_suffix('*').map_or(own == what, |start| own.starts_with(start))
     }
@@ -91,6 +100,8 @@ struct State {
     lasting: Vec<(String, Fault)>,
     /// Run once, after the first such request was answered.
     after: Vec<(String, Hook)>,
+    /// `verb resource` that a review of access denies.
+    denied: Vec<String>,
 }
 
 /// The server. Ends with the test's process.
@@ -166,6 +177,11 @@ impl ApiServer {
     /// Every such request fails so.
     pub fn always(&self, what: &str, fault: Fault) {
         self.state().lasting.push((what.to_owned(), fault));
+    }
+
+    /// Whoever asks whether he may is told that he may not: `list pods`.
+    pub fn deny(&self, what: &[&str]) {
+        self.state().denied.extend(what.iter().map(|what| (*what).to_owned()));
     }
 
     /// Does something once, after the first such request.
@@ -265,9 +281,8 @@ fn begin_watch(mut stream: &TcpStream) {
 
 /// Tells what changes, until nobody listens or for so long as the client asked.
 fn watch(mut stream: &TcpStream, request: &Request, shared: &Mutex<State>) {
-    let parameter = |name: &str| request.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
-    let mut from: u64 = parameter("resourceVersion").unwrap_or(0);
-    let until = Instant::now() + Duration::from_secs(parameter("timeoutSeconds").unwrap());
+    let mut from: u64 = request.parameter("resourceVersion").unwrap_or(0);
+    let until = Instant::now() + Duration::from_secs(request.parameter("timeoutSeconds").unwrap());
     begin_watch(stream);
     while Instant::now() < until {
         let (changed, version) = {
@@ -408,12 +423,25 @@ impl State {
                 (200, json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": [eviction]}).to_string())
             }
             ("GET", _) if COLLECTIONS.contains(&last) => {
-                let metadata = json!({"resourceVersion": kept.version.to_string()});
-                (200, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": kept.list(request)}).to_string())
+                let all = kept.list(request);
+                let from = request.parameter("continue").unwrap_or(0);
+                let items: Vec<Value> = all.iter().skip(from).take(request.parameter("limit").unwrap_or(all.len())).cloned().collect();
+                let next = Some(from + items.len()).filter(|next| *next < all.len()).map(|next| next.to_string());
+                let metadata = json!({"resourceVersion": kept.version.to_string(), "continue": next});
+                (200, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
             }
             ("GET", _) => kept.get(path).map_or_else(|| status(404, "not found", &Value::Null), |object| (200, object.to_string())),
             ("POST", _) if last == "eviction" => {
                 kept.delete(path.trim_end_matches("/eviction"), &request.body["deleteOptions"]["preconditions"]["uid"])
+            }
+            ("POST", _) if path.starts_with("/apis/authorization.k8s.io/") => {
+                let asked = &request.body["spec"]["resourceAttributes"];
+                let text = |key: &str| asked[key].as_str().unwrap_or_default();
+                let part = if text("subresource").is_empty() { String::new() } else { format!("/{}", text("subresource")) };
+                let allowed = !self.denied.contains(&format!("{} {}{part}", text("verb"), text("resource")));
+                let mut review = request.body.clone();
+                review["status"] = json!({"allowed": allowed});
+                (201, review.to_string())
             }
             ("POST", _) => {
                 let at = format!("{path}/{}", request.body["metadata"]["name"].as_str().unwrap());
@@ -439,5 +467,6 @@ fn stored(object: &Value) -> Value {
         object["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap()));
     }
     object.as_object_mut().unwrap().remove("stringData");
+    object["metadata"]["creationTimestamp"] = json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     object
 }

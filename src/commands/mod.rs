@@ -87,6 +87,7 @@ pub async fn open(plan: Plan) -> Result<Arc<Run>> {
         state,
         key,
         authorized_keys,
+        recreate: Vec::new(),
         virt_type: OnceLock::new(),
         sight: OnceLock::new(),
         steps: Shared::new()?,

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::candidate::Joining;
 use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
+use crate::cluster::is_forbidden;
 use crate::error::{Error, Exit, Result};
 use crate::journal::{Journal, Thing};
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -32,11 +33,19 @@ impl<C: Joining> Stage<C> for Access {
             return Ok(Check::Done("not looked at, as the spec says".into()));
         }
         let group = on.terms().group();
-        if on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
-            return Ok(Check::Done("tokens may ask for certificates".into()));
-        }
-        if on.terms().access == spec::Access::Require {
-            return Ok(Check::Conflict(missing(&group)));
+        let required = on.terms().access == spec::Access::Require;
+        match on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await {
+            Ok(true) => return Ok(Check::Done("tokens may ask for certificates".into())),
+            Ok(false) if required => return Ok(Check::Conflict(missing(&group))),
+            Ok(false) => {}
+            // The join tells whether they may.
+            Err(error) if required && is_forbidden(&error) => {
+                return Ok(Check::Done("not looked at: this kubeconfig may not ask what tokens may do".into()));
+            }
+            Err(error) if is_forbidden(&error) => {
+                return Err(error.with_help("if tokens may ask for certificates already, say so: `access: require` in the spec"));
+            }
+            Err(error) => return Err(error),
         }
         Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
     }
@@ -57,8 +66,10 @@ pub(super) async fn restore<C: Joining>(on: &C, report: &Reporter, journal: &Jou
 
 async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
     let group = on.terms().group();
-    if !on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await? {
-        return Err(missing(&group));
+    match on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await {
+        Ok(false) => return Err(missing(&group)),
+        Err(error) if !is_forbidden(&error) => return Err(error),
+        _ => {}
     }
     let bound = on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await;
     if bound.map_err(|error| missing(&group).because(error))? {

@@ -87,6 +87,8 @@ pub struct Run {
     pub key: LoginKey,
     /// Public keys that guests let in.
     pub authorized_keys: Vec<String>,
+    /// Nodes that are removed first, and made anew.
+    pub recreate: Vec<String>,
     /// `kvm` or `qemu`: decided by Preflight.
     pub virt_type: OnceLock<String>,
     /// The host as Preflight saw it: one look serves all nodes.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::join::taken;
-use super::{Run, Sight};
-use crate::cluster::Cluster;
+use super::{Run, Sight, is_claim};
 use crate::cluster::access::Right;
+use crate::cluster::{Cluster, is_forbidden};
 use crate::error::{Error, Exit, Result, one_line};
 use crate::guestfs;
 use crate::journal::Journal;
@@ -48,7 +48,7 @@ impl Stage<Run> for Preflight {
             && let Some(pool) = pool
         {
             let sight = Sight { domains: on.host.domains().await?, pool };
-            findings.extend(nodes(&on.host, on.cluster.as_ref(), &on.plan, &sight).await?);
+            findings.extend(nodes(on, &sight).await?);
             let _ = on.sight.set(sight);
         }
         for finding in findings.iter().filter(|finding| finding.state == State::Doubtful) {
@@ -194,7 +194,8 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 }
 
 /// The nodes of a plan: templates, space, names, addresses.
-async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan, sight: &Sight) -> Result<Vec<Finding>> {
+async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
+    let (host, plan) = (&on.host, &on.plan);
     let mut findings = templates(plan, sight);
     for path in plan.nodes.iter().filter_map(|node| node.upload.as_ref()).map(|upload| &upload.file).collect::<BTreeSet<_>>() {
         findings.push(match std::fs::metadata(path) {
@@ -208,8 +209,7 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan, sight: &Sigh
     }
     let fresh: Vec<&Node> = plan.nodes.iter().filter(|node| sight.claim(&plan.cluster.name, &node.name).is_none()).collect();
     findings.extend(fresh.iter().filter_map(|node| name_taken(host, node, sight)));
-    findings.extend(fresh.iter().filter_map(|node| address_taken(node, sight)));
-    if let Some(cluster) = cluster.filter(|_| !fresh.is_empty()) {
+    if let Some(cluster) = on.cluster.as_ref().filter(|_| !fresh.is_empty()) {
         // The Node of a machine that is not here: of another host, or of a VM that is no more.
         let members = cluster.all_nodes().await?;
         for other in fresh.iter().filter_map(|node| members.iter().find(|member| member.name == node.name)) {
@@ -217,7 +217,10 @@ async fn nodes(host: &Host, cluster: Option<&Cluster>, plan: &Plan, sight: &Sigh
             findings.push(Finding::bad(error.to_string(), error.help().unwrap_or_default()));
         }
     }
-    let probes = fresh.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip, &node.mac).await) });
+    let moved = plan.nodes.iter().filter(|node| moves(node, &on.recreate, sight.claim(&plan.cluster.name, &node.name)));
+    let arriving: Vec<&Node> = fresh.into_iter().chain(moved).collect();
+    findings.extend(arriving.iter().filter_map(|node| address_taken(node, &plan.cluster.name, sight)));
+    let probes = arriving.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip, &node.mac).await) });
     for (name, ip, answer) in futures_util::future::join_all(probes).await {
         findings.push(match answer {
             Some(how) => {
@@ -238,12 +241,20 @@ fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
     ))
 }
 
-fn address_taken(node: &Node, sight: &Sight) -> Option<Finding> {
-    let address = node.ip.to_string();
-    let uses = |domain: &&Domain| domain.proven_mark().is_some_and(|mark| mark.address.split('/').next() == Some(&address));
-    let other = sight.domains.iter().find(uses)?;
+/// Whether a node is to be made anew, at another address than it has now.
+fn moves(node: &Node, recreate: &[String], claim: Option<&Domain>) -> bool {
+    recreate.contains(&node.name) && claim.is_some_and(|claim| !is_at(claim, node.ip))
+}
+
+/// Whether a domain of ours has an address.
+fn is_at(domain: &Domain, ip: IpAddr) -> bool {
+    domain.proven_mark().is_some_and(|mark| mark.address.split('/').next() == Some(&ip.to_string()))
+}
+
+fn address_taken(node: &Node, cluster: &str, sight: &Sight) -> Option<Finding> {
+    let other = sight.domains.iter().find(|domain| is_at(domain, node.ip) && !is_claim(domain, cluster, &node.name))?;
     Some(Finding::bad(
-        format!("the address {address} of {} is that of the domain {}", node.name, other.name),
+        format!("the address {} of {} is that of the domain {}", node.ip, node.name, other.name),
         "give the node another address, or take that domain down first",
     ))
 }
@@ -336,7 +347,61 @@ fn arp_entry(table: &str, ip: IpAddr) -> Option<&str> {
     })
 }
 
-const APPROVE: &str = "approve certificate requests";
+/// Something that is done in the cluster, and the rights it takes.
+struct Need {
+    purpose: &'static str,
+    /// Verb, API group, resource, namespace.
+    rights: &'static [(&'static str, &'static str, &'static str, Option<&'static str>)],
+    /// What happens without it; `None` where nothing works.
+    without: Option<&'static str>,
+}
+
+const CERTIFICATES: &str = "certificates.k8s.io";
+const REQUESTS: &str = "certificatesigningrequests";
+const SYSTEM: Option<&str> = Some("kube-system");
+const LEASES: Option<&str> = Some("kube-node-lease");
+
+const NEEDS: &[Need] = &[
+    Need { purpose: "mint bootstrap tokens", rights: &[("create", "", "secrets", SYSTEM)], without: None },
+    Need {
+        purpose: "find and delete bootstrap tokens",
+        rights: &[("list", "", "secrets", SYSTEM), ("delete", "", "secrets", SYSTEM)],
+        without: None,
+    },
+    Need {
+        purpose: "see certificate requests",
+        rights: &[("list", CERTIFICATES, REQUESTS, None), ("watch", CERTIFICATES, REQUESTS, None)],
+        without: None,
+    },
+    Need {
+        purpose: "approve certificate requests",
+        rights: &[("update", CERTIFICATES, "certificatesigningrequests/approval", None)],
+        // The cluster's own controllers may do it instead; if nobody does, the join says so.
+        without: Some("somebody else must: nodegraft access grant lets the controllers"),
+    },
+    Need {
+        purpose: "delete certificate requests",
+        rights: &[("delete", CERTIFICATES, REQUESTS, None)],
+        without: Some("Kubernetes removes them itself within a day"),
+    },
+    Need {
+        purpose: "see Nodes",
+        rights: &[("get", "", "nodes", None), ("list", "", "nodes", None), ("watch", "", "nodes", None)],
+        without: None,
+    },
+    Need { purpose: "label Nodes", rights: &[("patch", "", "nodes", None)], without: None },
+    Need { purpose: "delete Nodes", rights: &[("delete", "", "nodes", None)], without: None },
+    Need {
+        purpose: "see and delete the leases of Nodes",
+        rights: &[("get", "coordination.k8s.io", "leases", LEASES), ("delete", "coordination.k8s.io", "leases", LEASES)],
+        without: Some("whether a kubelet lives is told by its Node's Ready, which is late; Kubernetes removes the leases itself"),
+    },
+    Need {
+        purpose: "drain Nodes",
+        rights: &[("list", "", "pods", None), ("create", "", "pods/eviction", None)],
+        without: Some("`nodegraft down` cannot drain: with --force the pods go with their node"),
+    },
+];
 
 /// The cluster: its version, its certificates API, and what we may do there.
 pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
@@ -344,35 +409,54 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
         Finding::good(format!("the API server {} is {}", cluster.server, cluster.version)),
         Finding::good(format!("it serves certificates.k8s.io/{}", cluster.certificates)),
     ];
-    let needed = [
-        ("create", "", "secrets", Some("kube-system"), "mint bootstrap tokens"),
-        ("delete", "", "secrets", Some("kube-system"), "delete bootstrap tokens"),
-        ("list", "certificates.k8s.io", "certificatesigningrequests", None, "see certificate requests"),
-        ("update", "certificates.k8s.io", "certificatesigningrequests/approval", None, APPROVE),
-        ("patch", "", "nodes", None, "label Nodes"),
-        ("delete", "", "nodes", None, "delete Nodes"),
-    ];
-    for (verb, group, resource, namespace, purpose) in needed {
-        findings.push(match cluster.may_we(verb, group, resource, namespace).await {
-            Ok(true) => Finding::good(format!("this kubeconfig may {purpose}")),
-            // The cluster's own controllers may do it instead; if nobody does, the join says so.
-            Ok(false) if purpose == APPROVE => Finding::doubtful(
-                format!("this kubeconfig may not {purpose}"),
-                "somebody else must: nodegraft access grant lets the controllers",
-            ),
-            Ok(false) => Finding::bad(format!("this kubeconfig may not {purpose}"), "use an administrator's kubeconfig"),
-            Err(error) => Finding::bad(one_line(&error), "is the API server well?"),
-        });
-    }
-    findings.push(if cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await? {
-        Finding::good("renewals of node certificates are approved")
-    } else {
-        Finding::doubtful(
+    findings.extend(rights(cluster).await);
+    findings.push(match cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await {
+        Ok(true) => Finding::good("renewals of node certificates are approved"),
+        Ok(false) => Finding::doubtful(
             "nothing approves the renewal of node certificates: nodes drop out when their first one ends",
             "kubectl create clusterrolebinding node-renewal --clusterrole=system:certificates.k8s.io:certificatesigningrequests:selfnodeclient --group=system:nodes",
-        )
+        ),
+        Err(error) if is_forbidden(&error) => Finding::doubtful(
+            "this kubeconfig may not ask whether renewals of node certificates are approved",
+            "if they are not, nodes drop out when their first one ends; an administrator's kubeconfig can tell: nodegraft doctor",
+        ),
+        Err(error) => return Err(error),
     });
     Ok(findings)
+}
+
+/// What this kubeconfig may do of what is done in a cluster.
+async fn rights(cluster: &Cluster) -> Vec<Finding> {
+    let asked = NEEDS.iter().map(|need| async move {
+        let each = need.rights.iter().map(|(verb, group, resource, namespace)| async move {
+            let allowed = cluster.may_we(verb, group, resource, *namespace).await?;
+            Ok((!allowed).then(|| format!("{verb} {resource}")))
+        });
+        let lacks: Result<Vec<Option<String>>> = futures_util::future::try_join_all(each).await;
+        lacks.map(|lacks| need.finding(&lacks.into_iter().flatten().collect::<Vec<_>>()))
+    });
+    match futures_util::future::try_join_all(asked).await {
+        Ok(findings) => findings,
+        // They may all be there: what is missing shows when it is needed.
+        Err(error) if is_forbidden(&error) => vec![Finding::doubtful(
+            "this kubeconfig may not ask what it may do",
+            "what it may not shows when it is needed; every user of a cluster may ask as a rule: kubectl auth can-i --list",
+        )],
+        Err(error) => vec![Finding::bad(one_line(&error), "is the API server well?")],
+    }
+}
+
+impl Need {
+    fn finding(&self, lacks: &[String]) -> Finding {
+        if lacks.is_empty() {
+            return Finding::good(format!("this kubeconfig may {}", self.purpose));
+        }
+        let what = format!("this kubeconfig may not {}: it lacks {}", self.purpose, lacks.join(", "));
+        match self.without {
+            Some(without) => Finding::doubtful(what, without),
+            None => Finding::bad(what, "use an administrator's kubeconfig"),
+        }
+    }
 }
 
 #[cfg(test)]
