@@ -13,10 +13,10 @@ use nodegraft::mark::{Claimed, Mark, SeedState};
 use nodegraft::ownership::Owner;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
 use nodegraft::plan::Plan;
-use nodegraft::spec::Spec;
+use nodegraft::spec::{Network, Spec};
 use nodegraft::stages::inventory::{Existing, Inventory};
 use nodegraft::stages::removal::{Drain, Removed, Remover};
-use nodegraft::stages::{NodeRun, Run, Sight, node_stages};
+use nodegraft::stages::{NodeRun, Run, Sight, node_stages, run_stages};
 use nodegraft::state::StateDir;
 use nodegraft::template::Templates;
 
@@ -170,7 +170,7 @@ fn api_server() -> String {
 }
 
 /// A host with one pool and one template in it, as the test driver reads it from a file.
-const HOST: &str = "<node><pool type='dir'><name>kvmimage</name><target><path>/kvmimage</path></target>\
+const HOST: &str = "<node><network><name>default</name><bridge name='virbr0'/></network><pool type='dir'><name>kvmimage</name><target><path>/kvmimage</path></target>\
     <volume type='file'><name>debian13.qcow2</name><capacity unit='GiB'>3</capacity><allocation>0</allocation>\
     <target><path>/kvmimage/debian13.qcow2</path><format type='qcow2'/></target></volume></pool></node>";
 
@@ -344,6 +344,52 @@ async fn a_domain_of_others_with_the_nodes_name_is_never_changed() {
     let late = world.node();
     assert!(stage("Claim", &late).apply(&late, &reporter("Claim"), &Journal::default()).await.is_err());
     assert_eq!(world.run.host.domain(THEIRS).await.unwrap(), before);
+}
+
+/// Whether Preflight lets a run begin, where the plan's one node is at `ip`.
+async fn preflight(world: &World, ip: &str, recreate: &[&str]) -> Result<(), String> {
+    let mut plan = world.run.plan.clone();
+    plan.nodes.truncate(1);
+    (plan.nodes[0].ip, plan.nodes[0].address) = (ip.parse().unwrap(), format!("{ip}/24"));
+    plan.host.network = Network::Network("default".into());
+    let run = Run {
+        host: world.run.host.clone(),
+        cluster: None,
+        key: world.run.key.clone(),
+        state: world.run.state.clone(),
+        plan,
+        authorized_keys: Vec::new(),
+        recreate: recreate.iter().map(|name| (*name).to_owned()).collect(),
+        virt_type: OnceLock::new(),
+        sight: OnceLock::new(),
+        steps: nodegraft::stages::steps::Shared::new().unwrap(),
+    };
+    match run_stages(false)[0].check(&run, &reporter("Preflight")).await.unwrap() {
+        Check::Done(_) => Ok(()),
+        Check::Conflict(error) => Err(format!("{error}: {:?}", error.detail())),
+        Check::Needed(why) => panic!("{why}"),
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_made_anew_elsewhere_needs_a_free_address() {
+    let world = World::new().await;
+    let owner = world.sealed().await;
+    let name = owner.node.as_str();
+    // Something is at this address, as the test itself is.
+    assert_eq!(preflight(&world, "127.0.0.1", &[]).await, Ok(()), "it stays where it is");
+    assert!(preflight(&world, "127.0.0.1", &[name]).await.unwrap_err().contains("something already answers at 127.0.0.1"));
+    // It is itself what answers there.
+    let mut mark = world.later().await.claim().unwrap().mark.unwrap();
+    mark.address = "127.0.0.1/24".into();
+    world.run.host.set_mark(&owner.uuid(), &mark).await.unwrap();
+    assert_eq!(preflight(&world, "127.0.0.1", &[name]).await, Ok(()));
+    // Another node of ours has the address that it is to move to.
+    let other = Mark::new(Owner::new("other", "n9").unwrap(), "127.0.0.2/24", Vec::new());
+    let xml = domain_xml("n9", &other.owner.uuid(), &format!("<metadata>{}</metadata>", other.element()));
+    world.run.host.define_domain("n9", xml).await.unwrap();
+    let refused = preflight(&world, "127.0.0.2", &[name]).await.unwrap_err();
+    assert!(refused.contains("the address 127.0.0.2") && refused.contains("is that of the domain n9"), "{refused}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod architecture;
 mod cli;
 mod faults;
 mod in_lab;
+mod join;
 mod laws;
 mod packages;
 mod properties;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,14 +14,19 @@ use tempfile::TempDir;
 const SHORT: Duration = Duration::from_secs(10);
 
 /// A server of this test's own, ended when dropped.
-struct Server {
-    dir: TempDir,
+pub struct Server {
+    pub dir: TempDir,
     sshd: Child,
-    target: Target,
+    pub target: Target,
 }
 
 impl Server {
     fn new() -> Self {
+        Self::with(|_| Vec::new())
+    }
+
+    /// With options of its own, which may name files in the server's directory.
+    pub fn with(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (host, own) = (keys::generate("host").unwrap(), keys::generate("own").unwrap());
         let private = dir.path().join("host_key");
@@ -41,7 +47,7 @@ impl Server {
         ];
         let mut sshd = Command::new("/usr/sbin/sshd");
         sshd.args(["-D", "-f", "/dev/null"]);
-        for option in &options {
+        for option in options.iter().chain(&more(dir.path())) {
             sshd.args(["-o", option]);
         }
         let sshd = sshd.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("openssh-server is installed");
@@ -57,7 +63,7 @@ impl Server {
         Self { dir, sshd, target }
     }
 
-    async fn session(&self) -> Session {
+    pub async fn session(&self) -> Session {
         Session::open(self.target.clone(), SHORT).await.unwrap()
     }
 }
