@@ -74,7 +74,7 @@ impl<C: Candidate> Stage<C> for Join {
         if !stays {
             return Ok(Check::Needed("its earlier membership is to be cleared, as you asked".into()));
         }
-        if found.bootstrap || tokens_of(on, &owner).await?.first().is_some() {
+        if found.bootstrap || !tokens_of(on, &owner).await?.is_empty() {
             return Ok(Check::Needed("what a run that was killed left of its token is to be removed".into()));
         }
         if let Some(first) = node.differences(&member.labels, &member.taints).first() {
