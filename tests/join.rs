@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nodegraft::error::one_line;
@@ -132,13 +133,16 @@ impl World {
 }
 
 /// A kubelet that renews the lease of n1, by a clock that begins there.
-struct Kubelet(Arc<AtomicBool>);
+struct Kubelet {
+    runs: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Kubelet {
     fn new(api: &Arc<World>, mut clock: jiff::Timestamp) -> Self {
         let runs = Arc::new(AtomicBool::new(true));
         let (world, until) = (Arc::clone(api), Arc::clone(&runs));
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while until.load(Ordering::Relaxed) {
                 let renewed = clock.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
                 world.api.put(LEASE, json!({"metadata": {}, "spec": {"renewTime": renewed}}));
@@ -146,13 +150,15 @@ impl Kubelet {
                 clock += Duration::from_millis(300);
             }
         });
-        Self(runs)
+        Self { runs, thread: Some(thread) }
     }
 }
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.runs.store(false, Ordering::Relaxed);
+        // It holds the world, whose sshd must end with the test.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

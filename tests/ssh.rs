@@ -50,7 +50,7 @@ impl Server {
         for option in options.iter().chain(&more(dir.path())) {
             sshd.args(["-o", option]);
         }
-        let sshd = sshd.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("openssh-server is installed");
+        let sshd = sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("openssh-server is installed");
         let user = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap().trim().to_owned();
         let target = Target {
             host: "127.0.0.1".into(),

@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::libvirt::storage::Pool;
 use crate::libvirt::{Host, NetworkState, domain::Domain, kvm_works_here};
 use crate::mark::SeedState;
-use crate::ownership::volume_prefix;
+use crate::ownership::Owner;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::plan::{Node, Plan};
 use crate::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
@@ -39,7 +39,8 @@ impl Stage<Run> for Preflight {
     }
 
     async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
-        let pool = wanted_volumes(&on.host, &on.plan).await?;
+        let domains = on.host.domains().await?;
+        let pool = wanted_volumes(&on.host, &on.plan, &domains).await?;
         let (mut findings, kind) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
         let _ = on.virt_type.set(kind);
         if let Some(found) = &on.cluster {
@@ -48,7 +49,7 @@ impl Stage<Run> for Preflight {
         if findings.iter().all(|finding| finding.state != State::Bad)
             && let Some(pool) = pool
         {
-            let sight = Sight { domains: on.host.domains().await?, pool };
+            let sight = Sight { domains, pool };
             findings.extend(nodes(on, &sight).await?);
             let _ = on.sight.set(sight);
         }
@@ -113,11 +114,10 @@ impl Finding {
 }
 
 /// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.
-async fn wanted_volumes(host: &Host, plan: &Plan) -> Result<Option<Pool>> {
-    let templates: BTreeSet<String> = plan.nodes.iter().map(|node| node.template.clone()).collect();
-    let prefix = volume_prefix(&plan.cluster.name);
-    let wanted = move |name: &str| templates.contains(name) || name.starts_with(&prefix) && name.ends_with(".qcow2");
-    host.pool(&plan.host.pool, wanted).await
+async fn wanted_volumes(host: &Host, plan: &Plan, domains: &[Domain]) -> Result<Option<Pool>> {
+    let mut wanted: BTreeSet<String> = plan.nodes.iter().map(|node| node.template.clone()).collect();
+    wanted.extend(domains.iter().filter_map(Domain::owner).filter(|owner| owner.cluster == plan.cluster.name).map(Owner::disk));
+    host.pool(&plan.host.pool, move |name| wanted.contains(name)).await
 }
 
 /// The host: pool, network, acceleration; and what guests will run under.

@@ -105,7 +105,7 @@ impl ClusterStrangers {
              annotations: {{nodegraft.io/cluster: {cluster}, nodegraft.io/node: {node}}}\n---\n\
              apiVersion: v1\nkind: Secret\nmetadata:\n  name: bootstrap-token-{token}\n  namespace: kube-system\n  labels: {{app.kubernetes.io/managed-by: nodegraft}}\n  \
              annotations: {{nodegraft.io/cluster: {cluster}-old, nodegraft.io/node: {node}}}\ntype: bootstrap.kubernetes.io/token\n\
-             stringData: {{token-id: {token}, token-secret: 0123456789abcdef, usage-bootstrap-authentication: 'true'}}\n---\n\
+             stringData: {{token-id: '{token}', token-secret: '0123456789abcdef', usage-bootstrap-authentication: 'true'}}\n---\n\
              apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: 'nodegraft:{cluster}-old:node-bootstrapper', labels: {{app.kubernetes.io/managed-by: nodegraft}}}}\n\
              roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:node-bootstrapper}}\n\
              subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: Group, name: 'system:bootstrappers:nodegraft:{cluster}-old'}}]\n",
