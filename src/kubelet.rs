@@ -25,9 +25,11 @@ impl Version {
 }
 
 /// Whether a kubelet that reports one version is the one that is asked for: `1.35` is any 1.35.z, and `1.28.3` a vendor's
-/// build of it, too, as `v1.28.3+vmware.1` or `v1.28.3-eks-1`. `templates/common/kubelet-version.sh` asks it in the guest.
+/// build of it, too, as `v1.28.3+vmware.1` or `v1.28.3-eks-1`, but no pre-release. `templates/common/kubelet-version.sh` asks it in the guest.
 pub fn is_release(reported: &str, asked: &str) -> bool {
-    bare(reported).strip_prefix(bare(asked)).is_some_and(|more| more.is_empty() || more.starts_with(['.', '+', '-']))
+    let before = |more: &str| ["-alpha", "-beta", "-rc"].iter().any(|word| more.contains(word));
+    let more = bare(reported).strip_prefix(bare(asked));
+    more.is_some_and(|more| more.is_empty() || more.starts_with(['.', '+', '-']) && !before(more))
 }
 
 /// A version without its `v`.
@@ -189,6 +191,8 @@ mod tests {
             ("v1.35.4", "1.3", false),
             ("v1.35.4", "1.35.3", false),
             ("v1.35.4", "1.35.4-rc.1", false),
+            ("v1.35.4-rc.1", "1.35.4", false),
+            ("v1.35.4-rc.1", "1.35.4-rc.1", true),
             ("v1.28.3+vmware.2", "1.28.3+vmware.1", false),
             ("", "1.35.4", false),
         ] {

@@ -28,10 +28,13 @@ fn host() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().replace(' ', "-")
 }
 
-/// In clock ticks since boot: the 22nd field, counted behind the name, which may have spaces in it.
+/// In clock ticks since boot: the 22nd field, counted behind the name, which may have spaces in it. `None` for one that is dead,
+/// if only its parent does not know yet.
 fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let dead = matches!(fields.first(), Some(&"Z" | &"X"));
+    fields.get(19).filter(|_| !dead).map(|start| (*start).to_owned())
 }
 
 #[cfg(test)]

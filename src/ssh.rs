@@ -296,7 +296,8 @@ impl Session {
         }
         // Its own end follows at once, and a server that is cut off before it may close the whole connection.
         session.set_timeout(millis(AFTER_TRAILER));
-        while !channel.eof() && channel.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        let patient_until = Instant::now() + AFTER_TRAILER;
+        while !channel.eof() && Instant::now() < patient_until && channel.read(&mut buffer).is_ok_and(|read| read > 0) {}
         let ended = channel.eof();
         session.set_timeout(millis(Duration::from_secs(10)));
         let status = lines.finish(&mut on_line);

@@ -569,7 +569,7 @@ async fn a_binding_stays_as_long_as_anything_of_its_cluster_does() {
 
 #[tokio::test]
 async fn a_binding_that_may_not_be_looked_at_is_kept_and_told() {
-    for what in [format!("GET {BINDING}"), format!("GET {NODES}"), format!("GET {SECRETS}"), format!("DELETE {BINDING}")] {
+    for what in [format!("GET {BINDING}"), format!("GET {NODES}"), format!("GET {SECRETS}")] {
         let api = ApiServer::new();
         let cluster = api.connect().await;
         cluster.bind(&binding()).await.unwrap();
@@ -578,6 +578,13 @@ async fn a_binding_that_may_not_be_looked_at_is_kept_and_told() {
         assert!(why.starts_with(&format!("the role binding {} was not looked at: ", binding_name("homelab"))), "{what}: {why}");
         assert!(api.get(BINDING).is_some(), "{what}");
     }
+    // One that is ours and may not be removed is left, and that is no success.
+    let api = ApiServer::new();
+    let cluster = api.connect().await;
+    cluster.bind(&binding()).await.unwrap();
+    api.always(&format!("DELETE {BINDING}"), Fault::Status(403, Value::Null));
+    let left = cluster.release_binding("homelab").await.unwrap_err();
+    assert!(left.help().unwrap().contains("kubectl delete clusterrolebinding"), "{left}");
     // Any other trouble is still an error.
     let api = ApiServer::new();
     api.always(&format!("GET {BINDING}"), Fault::Status(401, Value::Null));

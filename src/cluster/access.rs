@@ -141,13 +141,9 @@ impl Cluster {
     /// and run. One that appears while we remove it finds it bound again. Who may not see or remove bindings keeps it.
     pub async fn release_binding(&self, cluster: &str) -> Result<Released> {
         let name = binding_name(cluster);
-        let group = match self.remove_binding(cluster, &name).await {
-            Ok(Ok(group)) => group,
-            Ok(Err(stays)) => return Ok(stays),
-            Err(error) if is_forbidden(&error) => {
-                return Ok(Released::Kept(format!("the role binding {name} was not looked at: {}", one_line(&error))));
-            }
-            Err(error) => return Err(error),
+        let group = match self.remove_binding(cluster, &name).await? {
+            Ok(group) => group,
+            Err(stays) => return Ok(stays),
         };
         let Some(why) = self.needs_binding(cluster).await? else { return Ok(Released::Removed(name)) };
         self.bind(&Binding::of_cluster(cluster, group)).await?;
@@ -157,17 +153,24 @@ impl Cluster {
     /// Returns the group that was bound, or why there was nothing to remove.
     async fn remove_binding(&self, cluster: &str, name: &str) -> Result<Result<String, Released>> {
         let api = self.bindings();
-        let Some(found) = within(format!("looking for the role binding {name}"), || api.get_opt(name)).await? else {
-            return Ok(Err(Released::Absent));
+        let found = match within(format!("looking for the role binding {name}"), || api.get_opt(name)).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Err(Released::Absent)),
+            Err(error) if is_forbidden(&error) => return Ok(Err(unseen(name, &error))),
+            Err(error) => return Err(error),
         };
         if let Some(why) = foreign(&found, cluster) {
             return Ok(Err(Released::Foreign(why)));
         }
-        if let Some(why) = self.needs_binding(cluster).await? {
-            return Ok(Err(Released::Kept(why)));
+        match self.needs_binding(cluster).await {
+            Ok(None) => {}
+            Ok(Some(why)) => return Ok(Err(Released::Kept(why))),
+            Err(error) if is_forbidden(&error) => return Ok(Err(unseen(name, &error))),
+            Err(error) => return Err(error),
         }
         let uid = found.metadata.uid.unwrap_or_default();
-        if !delete(&api, &format!("the role binding {name}"), name, &uid).await? {
+        let gone = delete(&api, &format!("the role binding {name}"), name, &uid).await;
+        if !gone.map_err(|error| error.with_help(format!("have an administrator run: kubectl delete clusterrolebinding {name}")))? {
             return Ok(Err(Released::Absent));
         }
         let group = found.subjects.into_iter().flatten().find(|subject| subject.kind == "Group").map(|subject| subject.name);
@@ -223,6 +226,11 @@ fn foreign(binding: &ClusterRoleBinding, cluster: &str) -> Option<String> {
         Some(of) => Some(format!("the role binding {name} is of the cluster {of}")),
         None => Some(format!("the role binding {name} does not say of which cluster it is")),
     }
+}
+
+/// For who may not see what a decision needs.
+fn unseen(name: &str, error: &Error) -> Released {
+    Released::Kept(format!("the role binding {name} was not looked at: {}", one_line(error)))
 }
 
 /// A ClusterRoleBinding of ours.

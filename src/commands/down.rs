@@ -13,7 +13,7 @@ use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::libvirt::Host;
 use crate::plan;
-use crate::spec::{Access, Outline};
+use crate::spec::Outline;
 use crate::stages::inventory::{Ask, Existing, Inventory};
 use crate::stages::removal::{Drain, Remover};
 use crate::ui::prompt::Prompt;
@@ -48,10 +48,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
     let mut failed = count(NodeResult::Failed);
     // The binding serves every node of the cluster, on whatever host: it goes with the last of them.
     let last = results.len() == inventory.nodes.len() && count(NodeResult::Done) == results.len();
-    if last
-        && terms.access == Access::Ensure
-        && let Some(cluster) = &cluster
-    {
+    if last && let Some(cluster) = &cluster {
         failed += release(cluster, &terms.name, setting).await;
     }
     if args.without_cluster && terms.source.is_some() {

@@ -142,12 +142,13 @@ impl Host {
         .await
     }
 
-    /// Freezes a running domain. False if there is none or it does not run.
+    /// Freezes a running domain. False if there is none, or it does not run.
     pub async fn suspend(&self, uuid: &str) -> Result<bool> {
         let wanted = uuid.to_owned();
         self.call("suspending the domain", move |conn| {
             let Some(domain) = by_uuid(conn, &wanted)? else { return Ok(false) };
-            if !domain.is_active()? {
+            // One that somebody paused is not ours to let run again.
+            if !domain.is_active()? || domain.info()?.state.is(DomainState::Paused) {
                 return Ok(false);
             }
             domain.suspend().map(|()| true)

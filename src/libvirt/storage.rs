@@ -20,6 +20,8 @@ use crate::mark::escape;
 pub const COPY_DEADLINE: Duration = Duration::from_secs(3600);
 /// Of a look into everything: a call for each volume.
 const LOOK_DEADLINE: Duration = Duration::from_secs(300);
+/// Of a look into a pool that is not ours, which may lie on storage that hangs.
+const FOREIGN_DEADLINE: Duration = Duration::from_secs(20);
 /// What is uploaded beyond the last byte that is not zero: what an earlier, longer content may have left there.
 const MARGIN: usize = 64 << 10;
 
@@ -81,24 +83,23 @@ impl Host {
     }
 
     /// Every pool of the host. Those in `needed` are refreshed, and what is wrong with them is an error; of others what can
-    /// be seen is enough.
-    pub async fn pools(&self, needed: BTreeSet<String>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Vec<Pool>> {
-        let found = self
-            .call_within(LOOK_DEADLINE, "looking into the pools", move |conn, _| {
-                let mut found = Vec::new();
-                for pool in conn.list_all_storage_pools(0)? {
-                    let name = pool.name()?;
-                    let looked = look(&pool, needed.contains(&name), &wanted);
-                    match looked {
-                        Ok(seen) => found.push((name, seen)),
-                        Err(error) if needed.contains(&name) => return Err(error),
-                        Err(_) => {}
-                    }
-                }
-                Ok(found)
-            })
-            .await?;
-        found.into_iter().map(|(name, seen)| seen.describe(name)).collect()
+    /// be seen in a short while is enough.
+    pub async fn pools(&self, needed: BTreeSet<String>, wanted: fn(&str) -> bool) -> Result<Vec<Pool>> {
+        let listed = self.call("listing the pools", |conn| {
+            conn.list_all_storage_pools(0)?.into_iter().map(|pool| Ok((pool.name()?, pool))).collect::<Result<Vec<_>, VirtError>>()
+        });
+        let mut pools = Vec::new();
+        for (name, pool) in listed.await? {
+            let must = needed.contains(&name);
+            let limit = if must { LOOK_DEADLINE } else { FOREIGN_DEADLINE };
+            let seen = self.call_within(limit, format!("looking into the pool {name}"), move |_, _| look(&pool, must, &wanted)).await;
+            match seen.and_then(|seen| seen.describe(name)) {
+                Ok(pool) => pools.push(pool),
+                Err(error) if must => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(pools)
     }
 
     pub async fn pool_names(&self) -> Result<Vec<String>> {

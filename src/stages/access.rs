@@ -71,10 +71,10 @@ async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Resul
         Err(error) if !is_forbidden(&error) => return Err(error),
         _ => {}
     }
+    // Releasing it proves whose it is, and that nobody needs it.
+    journal.made(Thing::Binding { name: binding_name(&on.terms().name) });
     let bound = on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await;
-    if bound.map_err(|error| missing(&group).because(error))? {
-        journal.made(Thing::Binding { name: binding_name(&on.terms().name) });
-    }
+    bound.map_err(|error| missing(&group).because(error))?;
     // The authorizer learns of a binding a moment after it was made.
     let until = Instant::now() + Duration::from_secs(20);
     while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {

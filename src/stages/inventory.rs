@@ -2,6 +2,7 @@
 //! `up` tells of strays and every removal are computed from it. It needs neither profile nor templates.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::removal::{Drain, Removal};
 use crate::cluster::pod::Pod;
@@ -16,6 +17,9 @@ use crate::libvirt::storage::Pool;
 use crate::libvirt::{Host, domain::Domain};
 use crate::mark::{Claimed, Mark};
 use crate::ownership::{Owner, SEED_SUFFIX, volume_prefix};
+
+/// Symbolic links are looked up in this time, or not at all.
+const LINKS: Duration = Duration::from_secs(10);
 
 /// What there is of a cluster on one host.
 pub struct Inventory {
@@ -76,7 +80,7 @@ impl Inventory {
         // A seed volume is raw: it stands on nothing.
         let pools = host.pools(used, |name| !name.ends_with(SEED_SUFFIX)).await?;
         let pools: BTreeMap<String, Pool> = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
-        let files = Files { local: host.is_local(), domains: &domains, pools: &pools };
+        let files = Files { links: links(host, &domains, &pools).await, domains: &domains, pools: &pools };
         let members = Members::ask(cluster, ask).await?;
         let mut nodes = Vec::new();
         for (domain, owner, mark) in claims {
@@ -220,7 +224,8 @@ fn inactive(mark: &Mark, pools: &BTreeMap<String, Pool>) -> Vec<String> {
 
 /// Every file that a domain of the host, or a volume of its pools, stands on.
 struct Files<'a> {
-    local: bool,
+    /// What paths with symbolic links in them really are.
+    links: BTreeMap<String, String>,
     domains: &'a [Domain],
     pools: &'a BTreeMap<String, Pool>,
 }
@@ -259,10 +264,29 @@ impl Files<'_> {
         Some(self.real(&path))
     }
 
-    /// Without symbolic links, where the files are this machine's.
+    /// Without symbolic links.
     fn real(&self, path: &str) -> String {
-        let real = if self.local { std::fs::canonicalize(path).ok() } else { None };
-        real.map_or_else(|| path.to_owned(), |real| real.display().to_string())
+        self.links.get(path).map_or_else(|| path.to_owned(), Clone::clone)
+    }
+}
+
+/// The symbolic links among all paths, where the files are this machine's. What does not answer in a while is taken as it is
+/// written: an image may lie on storage that hangs.
+async fn links(host: &Host, domains: &[Domain], pools: &BTreeMap<String, Pool>) -> BTreeMap<String, String> {
+    if !host.is_local() {
+        return BTreeMap::new();
+    }
+    let of_domains = domains.iter().flat_map(|domain| domain.disks.iter().chain(&domain.backing));
+    let of_pools = pools.values().flat_map(|pool| &pool.volumes).flat_map(|volume| std::iter::once(&volume.path).chain(&volume.backing));
+    let mut paths: BTreeSet<String> = of_domains.chain(of_pools).cloned().collect();
+    paths.extend(pools.values().flat_map(|pool| pool.names.iter().map(|name| pool.path_of(name))));
+    let real = move || {
+        let real = |path: String| std::fs::canonicalize(&path).ok().map(|real| (path, real.display().to_string()));
+        paths.into_iter().filter_map(real).filter(|(path, real)| path != real).collect()
+    };
+    match tokio::time::timeout(LINKS, tokio::task::spawn_blocking(real)).await {
+        Ok(Ok(links)) => links,
+        _ => BTreeMap::new(),
     }
 }
 

@@ -236,9 +236,8 @@ impl<'a> Remover<'a> {
         let fresh = match again.as_ref().filter(|(at, _)| *at > looked && at.elapsed() < FRESH) {
             Some((_, inventory)) => Arc::clone(inventory),
             None => {
-                let at = Instant::now();
                 let inventory = Arc::new(Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?);
-                *again = Some((at, Arc::clone(&inventory)));
+                *again = Some((Instant::now(), Arc::clone(&inventory)));
                 inventory
             }
         };
@@ -324,8 +323,10 @@ impl<'a> Remover<'a> {
             Ok(true) => Ok(Undone::Removed(name.to_owned())),
             Ok(false) => Ok(Undone::Absent),
             Err(error) if error.help().is_some() => Err(error),
-            Err(error) => Err(error
-                .with_help(format!("is the pool active? virsh -c '{}' pool-start {pool}; then run the same command again", host.uri()))),
+            Err(error) => Err(error.with_help(format!(
+                "is the pool active (virsh -c '{}' pool-start {pool}), and no copy under way? then run the same command again",
+                host.uri()
+            ))),
         }
     }
 

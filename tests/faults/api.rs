@@ -77,7 +77,7 @@ fn each_request_fails_once() {
 #[test]
 #[ignore = "needs the lab: make faults"]
 fn each_request_of_down_fails_once() {
-    let bed = Bed::new("fleave", "192.168.3.218");
+    let bed = Bed::new("fleave", "192.168.3.228");
     let proxy = ApiProxy::before(NEW, &[]);
     let kubeconfig = bed.dir.path().join("admin.conf");
     proxy.kubeconfig(&kubeconfig);
