@@ -87,10 +87,11 @@ fn each_request_of_down_fails_once() {
     let strangers = ClusterStrangers::new(NEW, "fleave", &bed.node);
     let _gone = Node("fleave-1");
     let down = ["down", "-f", "joined.yaml"];
-    // Killed as it was to be started: it need not boot.
+    // Killed as it was to be started: nobody waits for its boot.
     let ready = || {
         let up = bed.run_with(&["up"], &fault("kill@virDomainResume:1"));
         assert_eq!(up.code, Some(-9), "no call starts the domain: {}", up.stderr);
+        virsh(&bed.uri, &["resume", &bed.node]);
         register(&bed.node, &instance(&bed.node));
     };
     ready();

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{NEW, World, eventually, must};
+use crate::faults::api_proxy::{Act, ApiProxy, Rule};
 
 const IP: &str = "192.168.3.134";
 
@@ -19,7 +20,7 @@ fn main_pid(world: &World, ip: &str, unit: &str) -> String {
 fn a_changed_spec_is_in_effect_in_what_runs() {
     let ip = "192.168.3.133";
     let world = World::new("effect", NEW, &["{name: effect, address: 192.168.3.133/24}"], |spec| spec);
-    assert_eq!(world.run(&["up"]).code, 0);
+    joins_through_faults(&world);
     let (kubelet, containerd) = (main_pid(&world, ip, "kubelet"), main_pid(&world, ip, "containerd"));
     // Once by its package, once with what the step wrote.
     assert_eq!(world.guest(ip, "journalctl -b -u containerd -o cat | grep -c '^Started containerd'").trim(), "2");
@@ -55,6 +56,37 @@ fn a_changed_spec_is_in_effect_in_what_runs() {
     assert!(world.run(&["up"]).stderr.contains("nothing to do"));
     assert_eq!(world.run(&["down"]).code, 0);
     world.assert_nothing_left();
+}
+
+/// The join itself, with an API server that fails on the way: each request once, and each in another way. It gets there all the
+/// same, and leaves no token.
+fn joins_through_faults(world: &World) {
+    let second = |path, act| Rule { method: "GET", path, from: 2, times: 1, act };
+    let faults = [
+        Rule::once("POST", "/namespaces/kube-system/secrets", Act::Status(503)),
+        Rule::once("GET", "watch=", Act::CutAfter(10)),
+        second("watch=", Act::Gone),
+        second("/api/v1/nodes/effect", Act::Refused),
+        second("/certificatesigningrequests?", Act::Status(500)),
+        Rule::once("PUT", "/approval", Act::Status(409)),
+        Rule::once("PATCH", "/api/v1/nodes/effect", Act::Busy(1)),
+        Rule::once("DELETE", "/secrets/", Act::Unanswered),
+    ];
+    let proxy = ApiProxy::before(NEW, &faults);
+    let through = world.dir.path().join("through.conf");
+    proxy.kubeconfig(&through);
+    let real = super::kubernetes(NEW).join("admin.conf").display().to_string();
+    world.edit(|spec| spec.replace(&real, &format!("{}\n  server: {}", through.display(), proxy.server())));
+    let up = world.run(&["up"]);
+    assert_eq!(up.code, 0, "{}", up.stderr);
+    assert!(world.ready("effect"));
+    assert!(proxy.acted() >= 6, "only {} of {} faults were met", proxy.acted(), faults.len());
+    let deletions: Vec<_> = proxy.seen().into_iter().filter(|request| request.method == "DELETE").collect();
+    assert!(deletions.iter().all(|request| request.body.contains("uid")), "a deletion without the UID that was looked at: {deletions:?}");
+    let tokens =
+        world.kubectl(&["get", "--raw", "/api/v1/namespaces/kube-system/secrets?labelSelector=app.kubernetes.io/managed-by=nodegraft"]);
+    assert!(!tokens.contains("\"nodegraft.io/cluster\":\"effect\""), "the token is left: {tokens}");
+    world.edit(|spec| spec.replace(&format!("{}\n  server: {}", through.display(), proxy.server()), &real));
 }
 
 /// One machine that joins nothing, and one cheap step that changes from scene to scene.
