@@ -134,11 +134,14 @@ impl ClusterStrangers {
         changed.map(|((path, now), _)| format!("the stranger {path} was touched: it is {now}")).collect()
     }
 
-    /// What nobody but a person changes: controllers write to a Node's status and taints.
+    /// What nobody but a person changes: controllers write to a Node's status, taints and annotations.
     fn look(&self) -> Vec<String> {
         let kept = |path: &String| {
             let output = kubectl_output(self.version, &["get", "--raw", path]);
-            let Ok(object) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return text(&output) };
+            let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return text(&output) };
+            if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+                annotations.retain(|key, _| key.starts_with("nodegraft.io/"));
+            }
             let metadata = &object["metadata"];
             let spec = if object["kind"] == "Node" { &object["spec"]["unschedulable"] } else { &object["spec"] };
             let parts = [&metadata["uid"], &metadata["labels"], &metadata["annotations"], spec, &object["data"], &object["subjects"]];

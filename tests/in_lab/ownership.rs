@@ -354,6 +354,7 @@ fn machine(world: &World, name: &str, ip: &str) {
     world.edit(|spec| if spec.contains("profile:") { spec } else { spec.replace("  cpus: 1\n", "  cpus: 1\n  profile: machine\n") });
     assert_eq!(world.run(&["up"]).code, 0);
     let claim = virsh(&["dumpxml", name]);
+    let claim = claim.replace('"', "'");
     let key = claim.split("host_key='").nth(1).unwrap().split('\'').next().unwrap();
     let known = home.join("known_hosts");
     let before = fs::read_to_string(&known).unwrap_or_default();
