@@ -196,9 +196,11 @@ fn uploaded(world: &World) {
 /// The nightly update holds apt's lists for 20 s.
 fn lists_locked(world: &World) {
     work(world, "{% include \"common/marker.sh\" %}\n{% include \"common/apt.sh\" %}\napt_update");
-    let hold = "use Fcntl; open(F, '>>', '/var/lib/apt/lists/lock') or die; \
-        fcntl(F, F_SETLK, pack('ssx4qqlx4', F_WRLCK, 0, 0, 0, 0)) or die; sleep 20";
-    world.guest(IP, &format!("setsid perl -e \"{hold}\" </dev/null >/dev/null 2>&1 & sleep 1"));
+    // The shell of the guest takes a backslash away.
+    let hold = "use Fcntl; my \\$lock = pack('ssx4qqlx4', F_WRLCK, 0, 0, 0, 0); open(F, '>>', '/var/lib/apt/lists/lock') or die; \
+        fcntl(F, F_SETLK, \\$lock) or die; sleep 20";
+    let held = world.guest(IP, &format!("setsid perl -e \"{hold}\" </dev/null >/dev/null 2>&1 & sleep 1; pgrep -x perl"));
+    assert!(!held.trim().is_empty(), "nobody holds the lock");
     let up = world.run(&["up"]);
     assert_eq!(up.code, 0, "{}", up.stderr);
     let log = fs::read_to_string(world.dir.path().join("state/scenes/scenes/steps/1-work.log")).unwrap();
