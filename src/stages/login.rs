@@ -17,6 +17,7 @@ use crate::spec::Size;
 use crate::ssh::{OpenError, Session};
 
 const ATTEMPT: Duration = Duration::from_secs(20);
+const SYNC: Duration = Duration::from_secs(60);
 /// Prints `done`, or what the first boot is still doing.
 const FIRST_BOOT: &str = "if ! command -v cloud-init >/dev/null || [ -e /run/cloud-init/result.json ] || [ -e /etc/cloud/cloud-init.disabled ]; then echo done; else echo cloud-init is at work; fi";
 
@@ -78,6 +79,8 @@ impl Stage<NodeRun> for Login {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         warn_of_first_boot(on, &session, report).await?;
+        // From here on its disk is the only place that has the host key: a power cut must not take it.
+        session.output("sync", SYNC).await.doing("writing the guest's files to its disk")?;
         blank_seed(on).await
     }
 }
