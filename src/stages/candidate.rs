@@ -1,16 +1,18 @@
 //! Who joins: a VM of ours, or any machine that SSH reaches. Access, Join and Ready work on either.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{NodeRun, Run};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, node::Node};
 use crate::error::Result;
 use crate::ownership::Owner;
 use crate::plan::{self, Member};
 use crate::ssh::{Kept, OpenError, Session, Target};
+use crate::taint::Taint;
 use crate::template::Templates;
 
 /// The cluster that is joined, and on which terms.
@@ -30,6 +32,11 @@ pub trait Candidate: Joining {
 
     /// A session that works.
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError>;
+
+    /// The labels and taints that its Node is to have. `node` is as it is now.
+    fn wanted(&self, _node: &Node) -> (BTreeMap<String, String>, Vec<Taint>) {
+        (self.member().labels.clone(), self.member().taints.clone())
+    }
 
     /// What to do with an identity the machine has from before.
     fn earlier(&self) -> Earlier;
@@ -148,6 +155,13 @@ impl Joining for Machine {
 impl Candidate for Machine {
     fn member(&self) -> &Member {
         &self.member
+    }
+
+    /// No spec says what it should have: a command adds to what an earlier one gave.
+    fn wanted(&self, node: &Node) -> (BTreeMap<String, String>, Vec<Taint>) {
+        let mut labels = node.applied_labels.clone();
+        labels.extend(self.member.labels.clone());
+        (labels, node.applied_taints.clone())
     }
 
     fn instance(&self) -> Result<String> {

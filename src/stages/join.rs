@@ -77,7 +77,8 @@ impl<C: Candidate> Stage<C> for Join {
         if found.bootstrap || !tokens_of(on, &owner).await?.is_empty() {
             return Ok(Check::Needed("what a run that was killed left of its token is to be removed".into()));
         }
-        if let Some(first) = node.differences(&member.labels, &member.taints).first() {
+        let (labels, taints) = on.wanted(&node);
+        if let Some(first) = node.differences(&labels, &taints).first() {
             return Ok(Check::Needed(first.to_string()));
         }
         if node.owner.as_ref() != Some(&owner) {
@@ -114,7 +115,8 @@ impl<C: Candidate> Stage<C> for Join {
         if !node.is_of(&owner.instance) {
             return Err(taken(name, node.address.as_deref()));
         }
-        cluster.converge_node(&node, &owner, token.as_deref(), &member.labels, &member.taints).await?;
+        let (labels, taints) = on.wanted(&node);
+        cluster.converge_node(&node, &owner, token.as_deref(), &labels, &taints).await?;
         if member.serving { serving::serve(on, &session, report).await } else { Ok(()) }
     }
 
