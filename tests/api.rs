@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nodegraft::cluster::Cluster;
-use nodegraft::cluster::access::{Binding, Released, binding_name};
+use nodegraft::cluster::access::{Binding, NeededBy, Released, binding_name};
 use nodegraft::cluster::csr::Request;
 use nodegraft::cluster::node::Node;
 use nodegraft::cluster::token::{Terms, Token};
@@ -521,22 +521,38 @@ fn marked(cluster: &str) -> Value {
 }
 
 #[tokio::test]
+async fn a_machine_that_has_joined_needs_no_binding_any_more() {
+    let api = ApiServer::new();
+    let cluster = api.connect().await;
+    cluster.bind(&binding()).await.unwrap();
+    api.put("/api/v1/nodes/far", marked("homelab"));
+    let removed = cluster.release_binding("homelab", NeededBy::Tokens).await.unwrap();
+    assert_eq!(removed, Released::Removed(binding_name("homelab")));
+    assert!(api.get(BINDING).is_none());
+}
+
+#[tokio::test]
 async fn a_binding_stays_as_long_as_anything_of_its_cluster_does() {
     let api = ApiServer::new();
     let cluster = api.connect().await;
-    assert_eq!(cluster.release_binding("homelab").await.unwrap(), Released::Absent);
+    assert_eq!(cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(), Released::Absent);
     assert!(cluster.bind(&binding()).await.unwrap());
     assert!(!cluster.bind(&binding()).await.unwrap(), "it is so already");
 
     // A Node of this cluster, on whatever host.
     api.put("/api/v1/nodes/far", marked("homelab"));
-    assert_eq!(cluster.release_binding("homelab").await.unwrap(), Released::Kept("the Node far is of this cluster".into()));
+    assert_eq!(
+        cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(),
+        Released::Kept("the Node far is of this cluster".into())
+    );
     api.put("/api/v1/nodes/far", marked("other"));
 
     // A token of this cluster, of whatever run.
     let token = Token::parse("abcdef.0123456789abcdef").unwrap();
     cluster.create_token(&token, &terms(owner())).await.unwrap();
-    assert!(matches!(cluster.release_binding("homelab").await.unwrap(), Released::Kept(why) if why.contains("abcdef")));
+    assert!(
+        matches!(cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(), Released::Kept(why) if why.contains("abcdef"))
+    );
     assert!(cluster.delete_token("abcdef").await.unwrap());
     assert!(api.seen(&format!("DELETE {BINDING}")).is_empty());
 
@@ -550,7 +566,9 @@ async fn a_binding_stays_as_long_as_anything_of_its_cluster_does() {
         kept.put(&format!("{SECRETS}/bootstrap-token-ffffff"), token);
     });
     let before = api.get(BINDING).unwrap();
-    assert!(matches!(cluster.release_binding("homelab").await.unwrap(), Released::Kept(why) if why.contains("ffffff")));
+    assert!(
+        matches!(cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(), Released::Kept(why) if why.contains("ffffff"))
+    );
     let again = api.get(BINDING).unwrap();
     for key in ["roleRef", "subjects"] {
         assert_eq!(again[key], before[key]);
@@ -560,7 +578,7 @@ async fn a_binding_stays_as_long_as_anything_of_its_cluster_does() {
 
     // Nothing is left.
     api.remove(&format!("{SECRETS}/bootstrap-token-ffffff"));
-    assert_eq!(cluster.release_binding("homelab").await.unwrap(), Released::Removed(binding_name("homelab")));
+    assert_eq!(cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(), Released::Removed(binding_name("homelab")));
     assert_eq!(api.get(BINDING), None);
     for request in api.seen("DELETE *") {
         assert!(request.body["preconditions"]["uid"].is_string(), "{} named no UID", request.what);
@@ -574,7 +592,9 @@ async fn a_binding_that_may_not_be_looked_at_is_kept_and_told() {
         let cluster = api.connect().await;
         cluster.bind(&binding()).await.unwrap();
         api.always(&what, Fault::Status(403, Value::Null));
-        let Released::Kept(why) = cluster.release_binding("homelab").await.unwrap() else { panic!("{what}: it was not kept") };
+        let Released::Kept(why) = cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap() else {
+            panic!("{what}: it was not kept")
+        };
         assert!(why.starts_with(&format!("the role binding {} was not looked at: ", binding_name("homelab"))), "{what}: {why}");
         assert!(api.get(BINDING).is_some(), "{what}");
     }
@@ -583,12 +603,12 @@ async fn a_binding_that_may_not_be_looked_at_is_kept_and_told() {
     let cluster = api.connect().await;
     cluster.bind(&binding()).await.unwrap();
     api.always(&format!("DELETE {BINDING}"), Fault::Status(403, Value::Null));
-    let left = cluster.release_binding("homelab").await.unwrap_err();
+    let left = cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap_err();
     assert!(left.help().unwrap().contains("kubectl delete clusterrolebinding"), "{left}");
     // Any other trouble is still an error.
     let api = ApiServer::new();
     api.always(&format!("GET {BINDING}"), Fault::Status(401, Value::Null));
-    assert!(api.connect().await.release_binding("homelab").await.is_err());
+    assert!(api.connect().await.release_binding("homelab", NeededBy::NodesAndTokens).await.is_err());
 }
 
 // -- what we may do --
@@ -659,7 +679,7 @@ async fn a_binding_of_our_name_that_is_not_ours_stays() {
             json!({"metadata": metadata, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
         api.put(BINDING, theirs);
         let cluster = api.connect().await;
-        assert!(matches!(cluster.release_binding("homelab").await.unwrap(), Released::Foreign(_)), "{metadata}");
+        assert!(matches!(cluster.release_binding("homelab", NeededBy::NodesAndTokens).await.unwrap(), Released::Foreign(_)), "{metadata}");
         assert!(cluster.bind(&binding()).await.is_err(), "{metadata}");
         assert!(api.get(BINDING).is_some() && api.seen("DELETE *").is_empty());
     }

@@ -139,19 +139,19 @@ impl Cluster {
 
     /// Removes the binding of a cluster's group, unless the cluster shows a Node or a token that needs it: of whatever host
     /// and run. One that appears while we remove it finds it bound again. Who may not see or remove bindings keeps it.
-    pub async fn release_binding(&self, cluster: &str) -> Result<Released> {
+    pub async fn release_binding(&self, cluster: &str, needed_by: NeededBy) -> Result<Released> {
         let name = binding_name(cluster);
-        let group = match self.remove_binding(cluster, &name).await? {
+        let group = match self.remove_binding(cluster, &name, needed_by).await? {
             Ok(group) => group,
             Err(stays) => return Ok(stays),
         };
-        let Some(why) = self.needs_binding(cluster).await? else { return Ok(Released::Removed(name)) };
+        let Some(why) = self.needs_binding(cluster, needed_by).await? else { return Ok(Released::Removed(name)) };
         self.bind(&Binding::of_cluster(cluster, group)).await?;
         Ok(Released::Kept(why))
     }
 
     /// Returns the group that was bound, or why there was nothing to remove.
-    async fn remove_binding(&self, cluster: &str, name: &str) -> Result<Result<String, Released>> {
+    async fn remove_binding(&self, cluster: &str, name: &str, needed_by: NeededBy) -> Result<Result<String, Released>> {
         let api = self.bindings();
         let found = match within(format!("looking for the role binding {name}"), || api.get_opt(name)).await {
             Ok(Some(found)) => found,
@@ -162,7 +162,7 @@ impl Cluster {
         if let Some(why) = foreign(&found, cluster) {
             return Ok(Err(Released::Foreign(why)));
         }
-        match self.needs_binding(cluster).await {
+        match self.needs_binding(cluster, needed_by).await {
             Ok(None) => {}
             Ok(Some(why)) => return Ok(Err(Released::Kept(why))),
             Err(error) if is_forbidden(&error) => return Ok(Err(unseen(name, &error))),
@@ -178,9 +178,11 @@ impl Cluster {
     }
 
     /// What of ours in this cluster lives by its binding.
-    async fn needs_binding(&self, cluster: &str) -> Result<Option<String>> {
+    async fn needs_binding(&self, cluster: &str, needed_by: NeededBy) -> Result<Option<String>> {
         let of_cluster = |node: &super::node::Node| node.owner.as_ref().is_some_and(|owner| owner.cluster == cluster);
-        if let Some(node) = self.all_nodes().await?.into_iter().find(of_cluster) {
+        if needed_by == NeededBy::NodesAndTokens
+            && let Some(node) = self.all_nodes().await?.into_iter().find(of_cluster)
+        {
             return Ok(Some(format!("the Node {} is of this cluster", node.name)));
         }
         let token = self.our_tokens().await?.into_iter().find(|token| token.owner.cluster == cluster);
@@ -226,6 +228,15 @@ fn foreign(binding: &ClusterRoleBinding, cluster: &str) -> Option<String> {
         Some(of) => Some(format!("the role binding {name} is of the cluster {of}")),
         None => Some(format!("the role binding {name} does not say of which cluster it is")),
     }
+}
+
+/// Whose sake a binding is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeededBy {
+    /// Joins under way: a machine that has joined needs it no more.
+    Tokens,
+    /// Nodes of the cluster, too: their next `up` would only bind it again.
+    NodesAndTokens,
 }
 
 /// For who may not see what a decision needs.

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use super::{Setting, cluster_if_any, load_outline};
 use crate::cli;
 use crate::cluster::Cluster;
-use crate::cluster::access::Released;
+use crate::cluster::access::{NeededBy, Released};
 use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::libvirt::Host;
@@ -173,7 +173,7 @@ async fn remove(node: &Existing, drain: Drain, remover: &Remover<'_>, setting: &
 /// How many things it left.
 async fn release(cluster: &Cluster, name: &str, setting: &Setting) -> usize {
     let warn = |message: String, help: Option<String>| setting.events.send(Event::Warning { node: None, message, help });
-    match cluster.release_binding(name).await {
+    match cluster.release_binding(name, NeededBy::NodesAndTokens).await {
         Ok(Released::Removed(_) | Released::Absent) => 0,
         Ok(Released::Kept(why) | Released::Foreign(why)) => {
             warn(why, None);

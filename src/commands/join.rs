@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Setting, joined_cluster, own_login};
 use crate::cli;
 use crate::cluster::Cluster;
+use crate::cluster::access::NeededBy;
 use crate::error::{Context, Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
 use crate::journal::{Journal, Thing};
@@ -88,7 +89,7 @@ async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &
         left = remover.undo_all(&removal, machine).await.left;
     }
     if bound {
-        left.extend(machine.cluster.release_binding(&machine.terms.name).await.err());
+        left.extend(machine.cluster.release_binding(&machine.terms.name, NeededBy::Tokens).await.err());
     }
     for error in &left {
         setting.events.send(Event::Warning { node: None, message: one_line(error), help: error.help().map(str::to_owned) });

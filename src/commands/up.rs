@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use super::down::{ask, lines};
 use super::{Setting, open};
 use crate::cli::{self, AccessMode, OnFailure};
+use crate::cluster::access::NeededBy;
 use crate::difference::{self, Difference, sentence};
 use crate::error::{Error, Exit, Result, one_line};
 use crate::event::{Event, NodeResult, NodeRow};
@@ -279,7 +280,7 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
 async fn undo_access(run: &Run, journal: &Journal, setting: &Setting) {
     let bound = journal.backward().iter().any(|thing| matches!(thing, Thing::Binding { .. }));
     if let (true, Some(cluster)) = (bound, &run.cluster)
-        && let Err(error) = cluster.release_binding(&run.plan.cluster.name).await
+        && let Err(error) = cluster.release_binding(&run.plan.cluster.name, NeededBy::NodesAndTokens).await
     {
         setting.events.send(Event::Warning { node: None, message: one_line(&error), help: error.help().map(str::to_owned) });
     }
