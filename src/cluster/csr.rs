@@ -193,6 +193,17 @@ impl Cluster {
         Ok(self.csrs().await?.into_iter().filter(|request| request.is_of(node, token_ids, node_is_ours)).collect())
     }
 
+    /// Deletes what `requests_of` finds, as far as we may. The names of what is gone.
+    pub async fn delete_requests_of(&self, node: &str, token_ids: &[String], node_is_ours: bool) -> Result<Vec<String>> {
+        let mut gone = Vec::new();
+        for request in self.requests_of(node, token_ids, node_is_ours).await? {
+            if self.delete_request(&request).await? {
+                gone.push(request.name);
+            }
+        }
+        Ok(gone)
+    }
+
     /// Deletes exactly this request. False if it was gone, another bears its name now, or we may not: Kubernetes itself
     /// removes requests within a day.
     pub async fn delete_request(&self, request: &Request) -> Result<bool> {

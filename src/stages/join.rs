@@ -217,9 +217,7 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journ
     let deleted = delete_tokens(on, &owner).await;
     if joined.is_err() {
         // Without its token the kubelet could not even read the answer.
-        for request in cluster.requests_of(name, std::slice::from_ref(&token.id), false).await.unwrap_or_default() {
-            let _ = cluster.delete_request(&request).await;
-        }
+        let _ = cluster.delete_requests_of(name, std::slice::from_ref(&token.id), false).await;
     }
     let removed = session.output(FORGET, SHORT).await.doing("removing the bootstrap kubeconfig");
     joined?;
@@ -311,6 +309,8 @@ async fn with_token<C: Candidate>(
         if lives_elsewhere(on, &Found::look(session).await?, &node).await? {
             return Err(shared_machine_id(&node, &owner));
         }
+        // What that life asked for in the Node's name nobody could prove to be ours once the Node is gone.
+        cluster.delete_requests_of(&node.name, node.token.as_slice(), true).await?;
         cluster.delete_node(&node).await?;
     }
     // Only now: the Node of a copy of this machine would be taken for ours.

@@ -349,16 +349,13 @@ impl<'a> Remover<'a> {
             Thing::Token { id } => Some(id.clone()),
             _ => None,
         }));
-        let mut gone = Vec::new();
+        // The requests first: once the Node is gone nobody can prove that those in its name were ours.
+        let requests = cluster.delete_requests_of(name, &tokens, ours.is_some()).await?;
+        let mut gone: Vec<String> = requests.into_iter().map(|request| format!("request {request}")).collect();
         if let Some(node) = ours
             && cluster.delete_node(node).await?
         {
-            gone.push(format!("Node {name}"));
-        }
-        for request in cluster.requests_of(name, &tokens, ours.is_some()).await? {
-            if cluster.delete_request(&request).await? {
-                gone.push(format!("request {}", request.name));
-            }
+            gone.insert(0, format!("Node {name}"));
         }
         Ok(match (gone.is_empty(), node.is_some() && ours.is_none()) {
             (false, _) => Undone::Removed(gone.join(", ")),
