@@ -4,11 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::spec::Span;
+use crate::core::spec::Span;
 
 /// Clone VMs from a libvirt pool and graft them onto a Kubernetes cluster
 #[derive(Debug, Parser)]
-#[command(name = "nodegraft", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "nodegraft",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -74,7 +79,13 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct SpecArgs {
     /// The spec
-    #[arg(short, long, value_name = "FILE", default_value = "cluster.yaml", env = "NODEGRAFT_SPEC")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "cluster.yaml",
+        env = "NODEGRAFT_SPEC"
+    )]
     pub file: PathBuf,
 
     /// Only these nodes
@@ -226,11 +237,21 @@ pub struct CreateToken {
     pub description: Option<String>,
 
     /// A group its bearer is in besides system:bootstrappers; must start with `system:bootstrappers:`
-    #[arg(long = "extra-group", visible_alias = "groups", value_name = "GROUP", value_delimiter = ',')]
+    #[arg(
+        long = "extra-group",
+        visible_alias = "groups",
+        value_name = "GROUP",
+        value_delimiter = ','
+    )]
     pub extra_groups: Vec<String>,
 
     /// What it may be used for
-    #[arg(long, value_name = "USAGE", value_delimiter = ',', default_value = "signing,authentication")]
+    #[arg(
+        long,
+        value_name = "USAGE",
+        value_delimiter = ',',
+        default_value = "signing,authentication"
+    )]
     pub usages: Vec<String>,
 
     /// Print the Secret and store nothing
@@ -273,7 +294,12 @@ pub enum Kubeconfig {
         #[command(flatten)]
         cluster: ClusterArgs,
         /// The token, as `token create` printed it
-        #[arg(long, value_name = "TOKEN", env = "NODEGRAFT_TOKEN", hide_env_values = true)]
+        #[arg(
+            long,
+            value_name = "TOKEN",
+            env = "NODEGRAFT_TOKEN",
+            hide_env_values = true
+        )]
         token: String,
         /// The API server's URL as the node reaches it
         #[arg(long, value_name = "URL")]
@@ -380,7 +406,12 @@ pub struct Create {
     pub join: bool,
 
     /// With --join: the cluster
-    #[arg(long, value_name = "FILE", env = "KUBECONFIG", default_value = "~/.kube/config")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBECONFIG",
+        default_value = "~/.kube/config"
+    )]
     pub kubeconfig: String,
 
     /// With --join: the steps
@@ -471,7 +502,13 @@ pub struct Doctor {
 #[derive(Debug, Args)]
 pub struct Ssh {
     /// The spec
-    #[arg(short, long, value_name = "FILE", default_value = "cluster.yaml", env = "NODEGRAFT_SPEC")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "cluster.yaml",
+        env = "NODEGRAFT_SPEC"
+    )]
     pub file: PathBuf,
 
     /// The node
@@ -481,7 +518,13 @@ pub struct Ssh {
 #[derive(Debug, Args)]
 pub struct Exec {
     /// The spec
-    #[arg(short, long, value_name = "FILE", default_value = "cluster.yaml", env = "NODEGRAFT_SPEC")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "cluster.yaml",
+        env = "NODEGRAFT_SPEC"
+    )]
     pub file: PathBuf,
 
     /// The node

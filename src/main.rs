@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use nodegraft::cli::{self, Cli, Command};
 use nodegraft::commands::{self, Setting};
-use nodegraft::error::{Error, Exit, Result};
+use nodegraft::core::error::{Error, Exit, Result};
 use nodegraft::pipeline::stage::Events;
 use nodegraft::ui;
 
@@ -16,7 +16,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let (sender, receiver) = unbounded_channel();
     let shown = ui::start(receiver, cli.output, cli.verbose);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             ui::print_error(&Error::new("starting the runtime").because(error));
@@ -24,7 +27,12 @@ fn main() -> ExitCode {
         }
     };
     let stop = CancellationToken::new();
-    let setting = Setting { events: Events::new(sender), stop: stop.clone(), output: cli.output, templates: cli.templates.clone() };
+    let setting = Setting {
+        events: Events::new(sender),
+        stop: stop.clone(),
+        output: cli.output,
+        templates: cli.templates.clone(),
+    };
     let result = runtime.block_on(async {
         tokio::spawn(listen_for_ctrl_c(stop));
         dispatch(&cli, &setting).await
@@ -59,7 +67,9 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
         Command::Access(command) => commands::access::run(command, setting).await,
         Command::Kubeconfig(command) => commands::kubeconfig::run(command, setting).await,
         Command::Ssh(args) => commands::session::run(&args.file, &args.node, &[], setting).await,
-        Command::Exec(args) => commands::session::run(&args.file, &args.node, &args.command, setting).await,
+        Command::Exec(args) => {
+            commands::session::run(&args.file, &args.node, &args.command, setting).await
+        }
         Command::Templates(args) => commands::templates::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -73,9 +83,15 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
 /// The first Ctrl-C stops after the call under way, and so does a terminal that goes away; the second ends at once.
 async fn listen_for_ctrl_c(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    let Ok(mut interrupt) = signal(SignalKind::interrupt()) else {
+        return;
+    };
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return;
+    };
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -83,7 +99,9 @@ async fn listen_for_ctrl_c(stop: CancellationToken) {
             _ = hangup.recv() => {}
         }
         if stop.is_cancelled() {
-            ui::note("ended at once: what was under way may be half done, a VM paused; the next `up` or `down` goes on from there");
+            ui::note(
+                "ended at once: what was under way may be half done, a VM paused; the next `up` or `down` goes on from there",
+            );
             std::process::exit(Exit::Interrupted as i32);
         }
         stop.cancel();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use nodegraft::cluster::Cluster;
+use nodegraft::rooms::cluster::Cluster;
 use serde_json::{Value, json};
 
 /// What was asked.
@@ -23,7 +23,9 @@ pub struct Request {
 
 impl Request {
     fn parameter<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
-        self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        self.query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     }
 
     fn is_watch(&self) -> bool {
@@ -37,8 +39,13 @@ impl Request {
         if !wanted.is_empty() && self.query.split('&').all(|pair| pair != wanted) {
             return false;
         }
-        let own = if self.is_watch() { self.what.replace("GET ", "WATCH ") } else { self.what.clone() };
-        what.strip_suffix('*').map_or(own == what, |start| own.starts_with(start))
+        let own = if self.is_watch() {
+            self.what.replace("GET ", "WATCH ")
+        } else {
+            self.what.clone()
+        };
+        what.strip_suffix('*')
+            .map_or(own == what, |start| own.starts_with(start))
     }
 }
 
@@ -111,12 +118,23 @@ pub struct ApiServer {
     up: Arc<AtomicBool>,
 }
 
-const COLLECTIONS: [&str; 6] = ["nodes", "pods", "secrets", "leases", "certificatesigningrequests", "clusterrolebindings"];
+const COLLECTIONS: [&str; 6] = [
+    "nodes",
+    "pods",
+    "secrets",
+    "leases",
+    "certificatesigningrequests",
+    "clusterrolebindings",
+];
 
 impl ApiServer {
     pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), state: Arc::default(), up: Arc::new(AtomicBool::new(true)) };
+        let server = Self {
+            address: listener.local_addr().unwrap(),
+            state: Arc::default(),
+            up: Arc::new(AtomicBool::new(true)),
+        };
         server.serve(listener);
         server
     }
@@ -144,7 +162,11 @@ impl ApiServer {
         while TcpStream::connect(self.address).is_ok() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let again = Self { address: self.address, state: Arc::clone(&self.state), up: Arc::clone(&self.up) };
+        let again = Self {
+            address: self.address,
+            state: Arc::clone(&self.state),
+            up: Arc::clone(&self.up),
+        };
         std::thread::spawn(move || {
             std::thread::sleep(time);
             let listener = TcpListener::bind(again.address).unwrap();
@@ -171,7 +193,9 @@ impl ApiServer {
 
     /// The next such requests fail so, one after the other.
     pub fn fail(&self, what: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.state().faults.push((what.to_owned(), faults.into_iter().collect()));
+        self.state()
+            .faults
+            .push((what.to_owned(), faults.into_iter().collect()));
     }
 
     /// Every such request fails so.
@@ -181,7 +205,9 @@ impl ApiServer {
 
     /// Whoever asks whether he may is told that he may not: `list pods`.
     pub fn deny(&self, what: &[&str]) {
-        self.state().denied.extend(what.iter().map(|what| (*what).to_owned()));
+        self.state()
+            .denied
+            .extend(what.iter().map(|what| (*what).to_owned()));
     }
 
     /// Does something once, after the first such request.
@@ -191,7 +217,12 @@ impl ApiServer {
 
     /// The requests of that kind.
     pub fn seen(&self, what: &str) -> Vec<Request> {
-        self.state().seen.iter().filter(|request| request.is(what)).cloned().collect()
+        self.state()
+            .seen
+            .iter()
+            .filter(|request| request.is(what))
+            .cloned()
+            .collect()
     }
 
     pub fn kubeconfig(&self) -> String {
@@ -204,7 +235,9 @@ impl ApiServer {
     }
 
     pub async fn connect(&self) -> Cluster {
-        Cluster::from_text(&self.kubeconfig(), "the test", None).await.unwrap()
+        Cluster::from_text(&self.kubeconfig(), "the test", None)
+            .await
+            .unwrap()
     }
 }
 
@@ -214,7 +247,17 @@ fn ca() -> &'static str {
     CA.get_or_init(|| {
         use base64::Engine as _;
         let made = std::process::Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-subj", "/CN=ca"])
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-keyout",
+                "/dev/null",
+                "-subj",
+                "/CN=ca",
+            ])
             .output()
             .unwrap();
         base64::engine::general_purpose::STANDARD.encode(made.stdout)
@@ -228,7 +271,11 @@ fn read(stream: &TcpStream) -> Option<Request> {
     let (method, url) = line.strip_suffix(" HTTP/1.1\r\n")?.split_once(' ')?;
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let what = format!("{method} {path}");
-    let query = query.replace("%3D", "=").replace("%2F", "/").replace("%3A", ":").replace("%2C", ",");
+    let query = query
+        .replace("%3D", "=")
+        .replace("%2F", "/")
+        .replace("%3A", ":")
+        .replace("%2C", ",");
     let mut length = 0;
     loop {
         let mut header = String::new();
@@ -237,7 +284,9 @@ fn read(stream: &TcpStream) -> Option<Request> {
         if header.is_empty() {
             break;
         }
-        length = header.strip_prefix("content-length: ").map_or(length, |value| value.parse().unwrap());
+        length = header
+            .strip_prefix("content-length: ")
+            .map_or(length, |value| value.parse().unwrap());
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
@@ -250,8 +299,15 @@ fn answer(mut stream: &TcpStream, shared: &Mutex<State>) {
     let mut state = shared.lock().unwrap();
     state.seen.push(request.clone());
     let fault = state.fault(&request);
-    let instead = matches!(fault, Some(Fault::Status(..) | Fault::Text(..) | Fault::Cut | Fault::Events(_)));
-    let done = if instead || request.is_watch() { None } else { Some(state.handle(&request)) };
+    let instead = matches!(
+        fault,
+        Some(Fault::Status(..) | Fault::Text(..) | Fault::Cut | Fault::Events(_))
+    );
+    let done = if instead || request.is_watch() {
+        None
+    } else {
+        Some(state.handle(&request))
+    };
     state.hooks(&request);
     drop(state);
     let (code, body) = match (&fault, done) {
@@ -268,15 +324,23 @@ fn answer(mut stream: &TcpStream, shared: &Mutex<State>) {
         (_, Some(reply)) => reply,
         (_, None) => return watch(stream, &request, shared),
     };
-    let sent = if matches!(fault, Some(Fault::CutInTheMiddle)) { body.len() / 2 } else { body.len() };
-    let head =
-        format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let sent = if matches!(fault, Some(Fault::CutInTheMiddle)) {
+        body.len() / 2
+    } else {
+        body.len()
+    };
+    let head = format!(
+        "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     let _ = stream.write_all(head.as_bytes());
     let _ = stream.write_all(&body.as_bytes()[..sent]);
 }
 
 fn begin_watch(mut stream: &TcpStream) {
-    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n");
+    let _ = stream.write_all(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n",
+    );
 }
 
 /// Tells what changes, until nobody listens or for so long as the client asked.
@@ -287,8 +351,23 @@ fn watch(mut stream: &TcpStream, request: &Request, shared: &Mutex<State>) {
     while Instant::now() < until {
         let (changed, version) = {
             let state = shared.lock().unwrap();
-            let newer = |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap() > from;
-            (state.kept.list(request).into_iter().filter(newer).collect::<Vec<_>>(), state.kept.version)
+            let newer = |object: &Value| {
+                object["metadata"]["resourceVersion"]
+                    .as_str()
+                    .unwrap()
+                    .parse::<u64>()
+                    .unwrap()
+                    > from
+            };
+            (
+                state
+                    .kept
+                    .list(request)
+                    .into_iter()
+                    .filter(newer)
+                    .collect::<Vec<_>>(),
+                state.kept.version,
+            )
         };
         from = version;
         for object in changed {
@@ -319,28 +398,43 @@ impl Objects {
         let path = request.what.split_once(' ').unwrap().1;
         let (parent, kind) = path.rsplit_once('/').unwrap();
         let selected = |object: &Value| {
-            request.query.split('&').filter_map(|pair| pair.split_once('=')).all(|(name, value)| match (name, value.split_once('=')) {
-                ("fieldSelector", Some(("type", wanted))) => object["type"] == wanted,
-                ("fieldSelector", Some((field, wanted))) => {
-                    object.pointer(&format!("/{}", field.replace('.', "/"))) == Some(&json!(wanted))
-                }
-                ("labelSelector", Some((label, wanted))) => object["metadata"]["labels"][label] == wanted,
-                _ => true,
-            })
+            request
+                .query
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .all(|(name, value)| match (name, value.split_once('=')) {
+                    ("fieldSelector", Some(("type", wanted))) => object["type"] == wanted,
+                    ("fieldSelector", Some((field, wanted))) => {
+                        object.pointer(&format!("/{}", field.replace('.', "/")))
+                            == Some(&json!(wanted))
+                    }
+                    ("labelSelector", Some((label, wanted))) => {
+                        object["metadata"]["labels"][label] == wanted
+                    }
+                    _ => true,
+                })
         };
         let inside = |at: &str| {
             let (collection, _) = at.rsplit_once('/').unwrap();
-            collection == path || (collection.starts_with(&format!("{parent}/namespaces/")) && collection.ends_with(&format!("/{kind}")))
+            collection == path
+                || (collection.starts_with(&format!("{parent}/namespaces/"))
+                    && collection.ends_with(&format!("/{kind}")))
         };
-        self.objects.iter().filter(|(at, object)| inside(at) && selected(object)).map(|(_, object)| object.clone()).collect()
+        self.objects
+            .iter()
+            .filter(|(at, object)| inside(at) && selected(object))
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     fn delete(&mut self, path: &str, uid: &Value) -> (u16, String) {
         match self.objects.get(path) {
             None => status(404, "not found", &Value::Null),
-            Some(object) if !uid.is_null() && object["metadata"]["uid"] != *uid => {
-                status(409, "the UID in the precondition does not match the UID in record", &Value::Null)
-            }
+            Some(object) if !uid.is_null() && object["metadata"]["uid"] != *uid => status(
+                409,
+                "the UID in the precondition does not match the UID in record",
+                &Value::Null,
+            ),
             Some(object) if object["metadata"]["finalizers"].is_array() => {
                 let mut held = object.clone();
                 held["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -355,12 +449,20 @@ impl Objects {
     }
 
     fn update(&mut self, path: &str, new: &Value) -> (u16, String) {
-        let Some(old) = self.get(path) else { return status(404, "not found", &Value::Null) };
+        let Some(old) = self.get(path) else {
+            return status(404, "not found", &Value::Null);
+        };
         let given = &new["metadata"];
         if !given["uid"].is_null() && given["uid"] != old["metadata"]["uid"] {
-            return status(422, "metadata.uid: Invalid value: field is immutable", &Value::Null);
+            return status(
+                422,
+                "metadata.uid: Invalid value: field is immutable",
+                &Value::Null,
+            );
         }
-        if !given["resourceVersion"].is_null() && given["resourceVersion"] != old["metadata"]["resourceVersion"] {
+        if !given["resourceVersion"].is_null()
+            && given["resourceVersion"] != old["metadata"]["resourceVersion"]
+        {
             return status(409, "the object has been modified", &Value::Null);
         }
         let mut merged = old;
@@ -390,9 +492,17 @@ fn merge(into: &mut Value, patch: &Value) {
 
 impl State {
     fn fault(&mut self, request: &Request) -> Option<Fault> {
-        let next = self.faults.iter_mut().find(|(what, faults)| request.is(what) && !faults.is_empty());
+        let next = self
+            .faults
+            .iter_mut()
+            .find(|(what, faults)| request.is(what) && !faults.is_empty());
         let next = next.and_then(|(_, faults)| faults.pop_front());
-        next.or_else(|| self.lasting.iter().find(|(what, _)| request.is(what)).map(|(_, fault)| fault.clone()))
+        next.or_else(|| {
+            self.lasting
+                .iter()
+                .find(|(what, _)| request.is(what))
+                .map(|(_, fault)| fault.clone())
+        })
     }
 
     fn hooks(&mut self, request: &Request) {
@@ -407,15 +517,29 @@ impl State {
         let kept = &mut self.kept;
         match (method, path) {
             ("GET", "/version") => {
-                let told = ["major", "minor", "gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"];
-                let mut version: BTreeMap<&str, &str> = told.into_iter().map(|key| (key, "")).collect();
+                let told = [
+                    "major",
+                    "minor",
+                    "gitCommit",
+                    "gitTreeState",
+                    "buildDate",
+                    "goVersion",
+                    "compiler",
+                    "platform",
+                ];
+                let mut version: BTreeMap<&str, &str> =
+                    told.into_iter().map(|key| (key, "")).collect();
                 version.insert("gitVersion", "v1.35.4");
                 (200, json!(version).to_string())
             }
             ("GET", "/apis") => {
                 let version = json!({"groupVersion": "certificates.k8s.io/v1", "version": "v1"});
                 let groups = json!([{"name": "certificates.k8s.io", "versions": [version]}]);
-                (200, json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}).to_string())
+                (
+                    200,
+                    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+                        .to_string(),
+                )
             }
             ("GET", "/api/v1") => {
                 let eviction = json!({"name": "pods/eviction", "singularName": "", "namespaced": true, "group": "policy", "version": "v1",
@@ -425,26 +549,48 @@ impl State {
             ("GET", _) if COLLECTIONS.contains(&last) => {
                 let all = kept.list(request);
                 let from = request.parameter("continue").unwrap_or(0);
-                let items: Vec<Value> = all.iter().skip(from).take(request.parameter("limit").unwrap_or(all.len())).cloned().collect();
-                let next = Some(from + items.len()).filter(|next| *next < all.len()).map(|next| next.to_string());
-                let metadata = json!({"resourceVersion": kept.version.to_string(), "continue": next});
+                let items: Vec<Value> = all
+                    .iter()
+                    .skip(from)
+                    .take(request.parameter("limit").unwrap_or(all.len()))
+                    .cloned()
+                    .collect();
+                let next = Some(from + items.len())
+                    .filter(|next| *next < all.len())
+                    .map(|next| next.to_string());
+                let metadata =
+                    json!({"resourceVersion": kept.version.to_string(), "continue": next});
                 (200, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
             }
-            ("GET", _) => kept.get(path).map_or_else(|| status(404, "not found", &Value::Null), |object| (200, object.to_string())),
-            ("POST", _) if last == "eviction" => {
-                kept.delete(path.trim_end_matches("/eviction"), &request.body["deleteOptions"]["preconditions"]["uid"])
-            }
+            ("GET", _) => kept.get(path).map_or_else(
+                || status(404, "not found", &Value::Null),
+                |object| (200, object.to_string()),
+            ),
+            ("POST", _) if last == "eviction" => kept.delete(
+                path.trim_end_matches("/eviction"),
+                &request.body["deleteOptions"]["preconditions"]["uid"],
+            ),
             ("POST", _) if path.starts_with("/apis/authorization.k8s.io/") => {
                 let asked = &request.body["spec"]["resourceAttributes"];
                 let text = |key: &str| asked[key].as_str().unwrap_or_default();
-                let part = if text("subresource").is_empty() { String::new() } else { format!("/{}", text("subresource")) };
-                let allowed = !self.denied.contains(&format!("{} {}{part}", text("verb"), text("resource")));
+                let part = if text("subresource").is_empty() {
+                    String::new()
+                } else {
+                    format!("/{}", text("subresource"))
+                };
+                let allowed =
+                    !self
+                        .denied
+                        .contains(&format!("{} {}{part}", text("verb"), text("resource")));
                 let mut review = request.body.clone();
                 review["status"] = json!({"allowed": allowed});
                 (201, review.to_string())
             }
             ("POST", _) => {
-                let at = format!("{path}/{}", request.body["metadata"]["name"].as_str().unwrap());
+                let at = format!(
+                    "{path}/{}",
+                    request.body["metadata"]["name"].as_str().unwrap()
+                );
                 if kept.get(&at).is_some() {
                     return status(409, "it already exists", &Value::Null);
                 }
@@ -463,10 +609,19 @@ impl State {
 fn stored(object: &Value) -> Value {
     use base64::Engine as _;
     let mut object = object.clone();
-    for (key, text) in object["stringData"].as_object().cloned().unwrap_or_default() {
-        object["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap()));
+    for (key, text) in object["stringData"]
+        .as_object()
+        .cloned()
+        .unwrap_or_default()
+    {
+        object["data"][key] =
+            json!(base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap()));
     }
     object.as_object_mut().unwrap().remove("stringData");
-    object["metadata"]["creationTimestamp"] = json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    object["metadata"]["creationTimestamp"] = json!(
+        jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string()
+    );
     object
 }

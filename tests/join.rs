@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nodegraft::error::one_line;
-use nodegraft::journal::{Journal, Thing};
+use nodegraft::core::error::one_line;
+use nodegraft::core::journal::{Journal, Thing};
+use nodegraft::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use nodegraft::core::spec::Access;
+use nodegraft::core::template::Templates;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
-use nodegraft::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
-use nodegraft::spec::Access;
 use nodegraft::stages::candidate::Machine;
 use nodegraft::stages::join_stages;
-use nodegraft::template::Templates;
 use serde_json::{Value, json};
 
 use crate::api_server::ApiServer;
@@ -53,7 +53,10 @@ impl World {
         let api = ApiServer::new();
         let server = Server::with(|dir| {
             program(&dir.join("guest"), GUEST);
-            program(&dir.join("bin/systemctl"), "#!/bin/sh\necho \"$@\" >> \"$(dirname \"$0\")/systemctl.log\"\n");
+            program(
+                &dir.join("bin/systemctl"),
+                "#!/bin/sh\necho \"$@\" >> \"$(dirname \"$0\")/systemctl.log\"\n",
+            );
             program(&dir.join("bin/sudo"), "#!/bin/sh\nshift\nexec \"$@\"\n");
             vec![format!("ForceCommand={}", dir.join("guest").display())]
         });
@@ -66,12 +69,34 @@ impl World {
             kubelet: None,
             serving: false,
             shell: "ssh n1".into(),
-            deadlines: Deadlines { join: Duration::from_secs(1), ..DEADLINES },
+            deadlines: Deadlines {
+                join: Duration::from_secs(1),
+                ..DEADLINES
+            },
         };
-        let terms = Terms { name: "homelab".into(), source: None, server: None, access: Access::None, serving: false };
+        let terms = Terms {
+            name: "homelab".into(),
+            source: None,
+            server: None,
+            access: Access::None,
+            serving: false,
+        };
         let at = (server.target.clone(), server.session().await);
-        let machine = Machine::new(member, "abc".into(), at, api.connect().await, terms, Templates::built_in(), reset);
-        let world = Self { api, server, machine, journal: Journal::default() };
+        let machine = Machine::new(
+            member,
+            "abc".into(),
+            at,
+            api.connect().await,
+            terms,
+            Templates::built_in(),
+            reset,
+        );
+        let world = Self {
+            api,
+            server,
+            machine,
+            journal: Journal::default(),
+        };
         world.write("proc/sys/kernel/random/boot_id", "here\n");
         world
     }
@@ -95,7 +120,10 @@ impl World {
         let owner = json!({"nodegraft.io/cluster": "homelab", "nodegraft.io/node": "n1", "nodegraft.io/instance": "abc"});
         let info = json!({"machineID": "abc", "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
             "kubeProxyVersion": "", "kubeletVersion": "", "operatingSystem": "", "osImage": "", "systemUUID": ""});
-        self.api.put(N1, json!({"metadata": {"annotations": owner}, "status": {"nodeInfo": info}}));
+        self.api.put(
+            N1,
+            json!({"metadata": {"annotations": owner}, "status": {"nodeInfo": info}}),
+        );
     }
 
     fn token(&self, id: &str, instance: &str, expires: &str) {
@@ -105,13 +133,18 @@ impl World {
         let labels = json!({"app.kubernetes.io/managed-by": "nodegraft"});
         let metadata = json!({"labels": labels, "annotations": owner, "creationTimestamp": "2020-01-01T00:00:00Z"});
         let token = json!({"type": "bootstrap.kubernetes.io/token", "metadata": metadata, "data": {"expiration": coded}});
-        self.api.put(&format!("{SECRETS}/bootstrap-token-{id}"), token);
+        self.api
+            .put(&format!("{SECRETS}/bootstrap-token-{id}"), token);
     }
 
     fn tokens(&self) -> Vec<String> {
         ["aaaaaa", "bbbbbb"]
             .into_iter()
-            .filter(|id| self.api.get(&format!("{SECRETS}/bootstrap-token-{id}")).is_some())
+            .filter(|id| {
+                self.api
+                    .get(&format!("{SECRETS}/bootstrap-token-{id}"))
+                    .is_some()
+            })
             .map(str::to_owned)
             .collect()
     }
@@ -128,7 +161,10 @@ impl World {
 
     async fn apply(&self) -> Result<(), String> {
         let (stage, report) = Self::stage();
-        stage.apply(&self.machine, &report, &self.journal).await.map_err(|error| one_line(&error))
+        stage
+            .apply(&self.machine, &report, &self.journal)
+            .await
+            .map_err(|error| one_line(&error))
     }
 }
 
@@ -145,12 +181,18 @@ impl Kubelet {
         let thread = std::thread::spawn(move || {
             while until.load(Ordering::Relaxed) {
                 let renewed = clock.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-                world.api.put(LEASE, json!({"metadata": {}, "spec": {"renewTime": renewed}}));
+                world.api.put(
+                    LEASE,
+                    json!({"metadata": {}, "spec": {"renewTime": renewed}}),
+                );
                 std::thread::sleep(Duration::from_millis(300));
                 clock += Duration::from_millis(300);
             }
         });
-        Self { runs, thread: Some(thread) }
+        Self {
+            runs,
+            thread: Some(thread),
+        }
     }
 }
 
@@ -173,10 +215,18 @@ async fn a_copy_of_a_machine_that_lives_does_not_take_its_node() {
         }
         world.node("elsewhere");
         let _kubelet = Kubelet::new(&world, jiff::Timestamp::now());
-        let Check::Conflict(error) = world.check().await else { panic!("it is no conflict, cleared: {cleared}") };
-        assert!(error.to_string().contains("of another machine that lives"), "{error}");
+        let Check::Conflict(error) = world.check().await else {
+            panic!("it is no conflict, cleared: {cleared}")
+        };
+        assert!(
+            error.to_string().contains("of another machine that lives"),
+            "{error}"
+        );
         assert!(error.help().unwrap().contains("systemd-machine-id-setup"));
-        assert_eq!((world.has("bin/systemctl.log"), world.has(IDENTITY)), (false, cleared));
+        assert_eq!(
+            (world.has("bin/systemctl.log"), world.has(IDENTITY)),
+            (false, cleared)
+        );
     }
     // Its clock is off: that its kubelet lives is seen only when ours was stopped.
     let world = Arc::new(World::new(false).await);
@@ -189,9 +239,21 @@ async fn a_copy_of_a_machine_that_lives_does_not_take_its_node() {
     assert_eq!(world.api.get(N1), before);
     assert!(world.api.seen(&format!("DELETE {N1}")).is_empty());
     // What an undo would remove.
-    assert!(world.journal.backward().iter().all(|thing| matches!(thing, Thing::Token { .. })), "{:?}", world.journal);
+    assert!(
+        world
+            .journal
+            .backward()
+            .iter()
+            .all(|thing| matches!(thing, Thing::Token { .. })),
+        "{:?}",
+        world.journal
+    );
     assert!(!world.has(BOOTSTRAP));
-    assert_eq!(world.api.seen(&format!("DELETE {SECRETS}*")).len(), 1, "its token is gone");
+    assert_eq!(
+        world.api.seen(&format!("DELETE {SECRETS}*")).len(),
+        1,
+        "its token is gone"
+    );
 }
 
 #[tokio::test]
@@ -205,10 +267,25 @@ async fn the_node_of_the_machines_own_earlier_life_goes() {
         }
         assert!(matches!(world.check().await, Check::Needed(_)), "{boot}");
         // There is no kubelet to ask for a certificate.
-        assert!(world.apply().await.unwrap_err().contains("did not join within 1 s"), "{boot}");
+        assert!(
+            world
+                .apply()
+                .await
+                .unwrap_err()
+                .contains("did not join within 1 s"),
+            "{boot}"
+        );
         assert_eq!(world.api.get(N1), None, "{boot}");
-        assert!(world.journal.backward().contains(&Thing::Node { name: "n1".into() }));
-        assert!(!world.has(BOOTSTRAP), "the token is not left on the machine");
+        assert!(
+            world
+                .journal
+                .backward()
+                .contains(&Thing::Node { name: "n1".into() })
+        );
+        assert!(
+            !world.has(BOOTSTRAP),
+            "the token is not left on the machine"
+        );
     }
 }
 
@@ -218,7 +295,10 @@ async fn what_a_killed_run_left_of_its_token_is_found_and_removed() {
     let world = World::new(false).await;
     world.identity();
     world.node("here");
-    let (ours, theirs) = ("# nodegraft: for one join\nkind: Config\n", "kind: Config\n");
+    let (ours, theirs) = (
+        "# nodegraft: for one join\nkind: Config\n",
+        "kind: Config\n",
+    );
     let needed = |check: Check| matches!(check, Check::Needed(why) if why.contains("killed"));
 
     world.token("aaaaaa", "abc", "2099-01-01T00:00:00Z");
@@ -243,9 +323,10 @@ async fn what_a_killed_run_left_of_its_token_is_found_and_removed() {
 
 #[tokio::test]
 async fn only_a_token_that_is_alive_goes_first() {
-    for (expires, ended) in
-        [("2099-01-01T00:00:00Z", "another machine is joining as n1"), ("2020-01-01T00:05:00Z", "did not join within 1 s")]
-    {
+    for (expires, ended) in [
+        ("2099-01-01T00:00:00Z", "another machine is joining as n1"),
+        ("2020-01-01T00:05:00Z", "did not join within 1 s"),
+    ] {
         let world = World::new(false).await;
         world.token("bbbbbb", "def", expires);
         let error = world.apply().await.unwrap_err();

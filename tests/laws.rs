@@ -5,22 +5,22 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
 
-use nodegraft::cluster::Cluster;
-use nodegraft::difference::{Machine, of_machine, sentence};
-use nodegraft::event::Event;
-use nodegraft::journal::{Journal, Thing};
-use nodegraft::libvirt::storage::Volume;
-use nodegraft::libvirt::{Host, NetworkState};
-use nodegraft::mark::{Claimed, Mark, SeedState};
-use nodegraft::ownership::Owner;
+use nodegraft::core::difference::{Machine, of_machine, sentence};
+use nodegraft::core::event::Event;
+use nodegraft::core::journal::{Journal, Thing};
+use nodegraft::core::mark::{Claimed, Mark, SeedState};
+use nodegraft::core::ownership::Owner;
+use nodegraft::core::plan::Plan;
+use nodegraft::core::spec::{Network, Spec};
+use nodegraft::core::template::Templates;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
-use nodegraft::plan::Plan;
-use nodegraft::spec::{Network, Spec};
+use nodegraft::rooms::cluster::Cluster;
+use nodegraft::rooms::libvirt::storage::Volume;
+use nodegraft::rooms::libvirt::{Host, NetworkState};
+use nodegraft::rooms::state::StateDir;
 use nodegraft::stages::inventory::{Ask, Existing, Inventory};
 use nodegraft::stages::removal::{Drain, Removal, Removed, Remover};
 use nodegraft::stages::{NodeRun, Run, Sight, node_stages, run_stages};
-use nodegraft::state::StateDir;
-use nodegraft::template::Templates;
 
 const POOL: &str = "default-pool";
 const GIB: u64 = 1 << 30;
@@ -48,7 +48,11 @@ async fn absence_is_an_answer_and_not_an_error() {
     assert!(!host.delete_volume(POOL, "nothing").await.unwrap());
     // A pool that is gone may come back with all its volumes.
     let gone = host.delete_volume("nowhere", "nothing").await.unwrap_err();
-    assert!(gone.causes().join(" ").contains("no pool nowhere") && gone.help().unwrap().contains("pool-list --all"), "{gone}");
+    assert!(
+        gone.causes().join(" ").contains("no pool nowhere")
+            && gone.help().unwrap().contains("pool-list --all"),
+        "{gone}"
+    );
     assert!(!host.undefine(THEIRS).await.unwrap());
     assert!(!host.power_off(THEIRS).await.unwrap());
     assert!(!host.suspend(THEIRS).await.unwrap());
@@ -65,35 +69,91 @@ async fn an_overlay_has_its_own_capacity_and_knows_its_base() {
         allocation: 0,
         backing: None,
     };
-    host.create_overlay(POOL, "node.qcow2", &base, 4 * GIB).await.unwrap();
+    host.create_overlay(POOL, "node.qcow2", &base, 4 * GIB)
+        .await
+        .unwrap();
     let overlay = host.volume(POOL, "node.qcow2").await.unwrap().unwrap();
     assert_eq!(overlay.capacity, 4 * GIB);
     assert_eq!(overlay.backing.as_deref(), Some(base.path.as_str()));
-    let pool = host.pool(POOL, |name| name == "node.qcow2").await.unwrap().unwrap();
-    assert_eq!((pool.volume("node.qcow2"), pool.path_of("node.qcow2")), (Some(&overlay), overlay.path.clone()));
-    let again = host.create_overlay(POOL, "node.qcow2", &base, 4 * GIB).await;
-    assert!(again.unwrap_err().to_string().contains("making the overlay"), "a volume is never replaced silently");
+    let pool = host
+        .pool(POOL, |name| name == "node.qcow2")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (pool.volume("node.qcow2"), pool.path_of("node.qcow2")),
+        (Some(&overlay), overlay.path.clone())
+    );
+    let again = host
+        .create_overlay(POOL, "node.qcow2", &base, 4 * GIB)
+        .await;
+    assert!(
+        again
+            .unwrap_err()
+            .to_string()
+            .contains("making the overlay"),
+        "a volume is never replaced silently"
+    );
     assert!(host.delete_volume(POOL, "node.qcow2").await.unwrap());
-    assert!(!host.delete_volume(POOL, "node.qcow2").await.unwrap(), "deleting twice is harmless");
+    assert!(
+        !host.delete_volume(POOL, "node.qcow2").await.unwrap(),
+        "deleting twice is harmless"
+    );
 }
 
 #[tokio::test]
 async fn a_domain_is_ours_by_a_mark_that_names_its_own_uuid() {
     let host = host().await;
     // The driver comes with a domain called `test`, which is somebody else's.
-    assert!(host.domains().await.unwrap().iter().all(|domain| domain.owner().is_none()));
-    let mark =
-        Mark { host_key: "ssh-ed25519 AAAA".into(), ..Mark::new(Owner::new("homelab", "n1").unwrap(), "192.168.3.104/24", Vec::new()) };
+    assert!(
+        host.domains()
+            .await
+            .unwrap()
+            .iter()
+            .all(|domain| domain.owner().is_none())
+    );
+    let mark = Mark {
+        host_key: "ssh-ed25519 AAAA".into(),
+        ..Mark::new(
+            Owner::new("homelab", "n1").unwrap(),
+            "192.168.3.104/24",
+            Vec::new(),
+        )
+    };
     let uuid = mark.owner.uuid();
-    host.define_domain("ours", domain_xml("ours", &uuid, &format!("<metadata>{}</metadata>", mark.element()))).await.unwrap();
+    host.define_domain(
+        "ours",
+        domain_xml(
+            "ours",
+            &uuid,
+            &format!("<metadata>{}</metadata>", mark.element()),
+        ),
+    )
+    .await
+    .unwrap();
     let ours = host.domain(&uuid).await.unwrap().unwrap();
-    assert_eq!((ours.mark.as_ref(), ours.owner()), (Some(&mark), Some(&mark.owner)));
+    assert_eq!(
+        (ours.mark.as_ref(), ours.owner()),
+        (Some(&mark), Some(&mark.owner))
+    );
     assert_eq!((ours.cpus, ours.memory, ours.running), (2, GIB, false));
-    let blank = Mark { seed: SeedState::Blank, ..mark.clone() };
+    let blank = Mark {
+        seed: SeedState::Blank,
+        ..mark.clone()
+    };
     host.set_mark(&uuid, &blank).await.unwrap();
     assert_eq!(host.domain(&uuid).await.unwrap().unwrap().mark, Some(blank));
     // A clone carries the whole metadata with it, and another UUID.
-    host.define_domain("clone", domain_xml("clone", THEIRS, &format!("<metadata>{}</metadata>", mark.element()))).await.unwrap();
+    host.define_domain(
+        "clone",
+        domain_xml(
+            "clone",
+            THEIRS,
+            &format!("<metadata>{}</metadata>", mark.element()),
+        ),
+    )
+    .await
+    .unwrap();
     let clone = host.domain(THEIRS).await.unwrap().unwrap();
     assert_eq!((clone.mark.is_some(), clone.owner()), (true, None));
 }
@@ -101,11 +161,22 @@ async fn a_domain_is_ours_by_a_mark_that_names_its_own_uuid() {
 #[tokio::test]
 async fn a_name_is_defined_once() {
     let host = host().await;
-    host.define_domain("n1", domain_xml("n1", THEIRS, "")).await.unwrap();
+    host.define_domain("n1", domain_xml("n1", THEIRS, ""))
+        .await
+        .unwrap();
     let other = Owner::new("homelab", "n1").unwrap().uuid();
-    let refused = host.define_domain("n1", domain_xml("n1", &other, "")).await.unwrap_err();
-    assert!(refused.causes().join(" ").contains("already exists"), "{:?}", refused.causes());
-    host.define_domain("n1", domain_xml("n1", THEIRS, "")).await.unwrap();
+    let refused = host
+        .define_domain("n1", domain_xml("n1", &other, ""))
+        .await
+        .unwrap_err();
+    assert!(
+        refused.causes().join(" ").contains("already exists"),
+        "{:?}",
+        refused.causes()
+    );
+    host.define_domain("n1", domain_xml("n1", THEIRS, ""))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -116,14 +187,27 @@ async fn a_domain_pauses_resumes_and_goes_without_a_trace() {
     assert!(host.suspend(&uuid).await.unwrap());
     let paused = host.domain(&uuid).await.unwrap().unwrap();
     assert!(paused.running && paused.paused);
-    assert!(host.domains().await.unwrap().iter().any(|domain| domain.uuid == uuid && domain.paused));
+    assert!(
+        host.domains()
+            .await
+            .unwrap()
+            .iter()
+            .any(|domain| domain.uuid == uuid && domain.paused)
+    );
     host.resume(&uuid).await.unwrap();
     assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
-    host.resume(&uuid).await.expect("resuming twice is harmless");
-    host.start_paused(&uuid).await.expect("one that runs is left so");
+    host.resume(&uuid)
+        .await
+        .expect("resuming twice is harmless");
+    host.start_paused(&uuid)
+        .await
+        .expect("one that runs is left so");
     assert!(!host.domain(&uuid).await.unwrap().unwrap().paused);
     assert!(host.power_off(&uuid).await.unwrap());
-    assert!(!host.power_off(&uuid).await.unwrap(), "powering off twice is harmless");
+    assert!(
+        !host.power_off(&uuid).await.unwrap(),
+        "powering off twice is harmless"
+    );
     assert!(!host.suspend(&uuid).await.unwrap());
     assert!(host.undefine(&uuid).await.unwrap());
     assert_eq!(host.domain(&uuid).await.unwrap(), None);
@@ -131,7 +215,10 @@ async fn a_domain_pauses_resumes_and_goes_without_a_trace() {
 
 #[tokio::test]
 async fn an_inactive_network_is_told_from_an_absent_one() {
-    assert_eq!(host().await.network("default").await.unwrap(), NetworkState::Active);
+    assert_eq!(
+        host().await.network("default").await.unwrap(),
+        NetworkState::Active
+    );
 }
 
 #[tokio::test]
@@ -166,7 +253,17 @@ fn api_server() -> String {
     });
     // The certificate is never used over plain HTTP, but a kubeconfig without one is refused.
     let ca = std::process::Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-subj", "/CN=ca"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "/dev/null",
+            "-subj",
+            "/CN=ca",
+        ])
         .output()
         .unwrap();
     use base64::Engine as _;
@@ -207,13 +304,31 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("host.xml"), host).unwrap();
         let spec = Spec::parse(crate::spec::GOOD, "cluster.yaml").unwrap();
-        let plan = Plan::new(&spec, Templates::with([("domain.xml".to_owned(), DOMAIN.to_owned())].into()).unwrap(), &[]).unwrap();
+        let plan = Plan::new(
+            &spec,
+            Templates::with([("domain.xml".to_owned(), DOMAIN.to_owned())].into()).unwrap(),
+            &[],
+        )
+        .unwrap();
         let state = StateDir::open("laws").unwrap();
         let own = dir.path().join("key");
-        std::fs::write(&own, nodegraft::keys::generate("laws").unwrap().private.unwrap()).unwrap();
+        std::fs::write(
+            &own,
+            nodegraft::rooms::keys::generate("laws")
+                .unwrap()
+                .private
+                .unwrap(),
+        )
+        .unwrap();
         let run = Run {
-            host: Host::open(&format!("test://{}/host.xml", dir.path().display())).await.unwrap(),
-            cluster: Some(Cluster::from_text(&api_server(), "the test", None).await.unwrap()),
+            host: Host::open(&format!("test://{}/host.xml", dir.path().display()))
+                .await
+                .unwrap(),
+            cluster: Some(
+                Cluster::from_text(&api_server(), "the test", None)
+                    .await
+                    .unwrap(),
+            ),
             key: state.login_key(own.to_str()).unwrap(),
             state,
             plan,
@@ -223,14 +338,21 @@ impl World {
             sight: OnceLock::new(),
             steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
-        let world = Self { _dir: dir, run: Arc::new(run), events: Events::new(tokio::sync::mpsc::unbounded_channel().0) };
+        let world = Self {
+            _dir: dir,
+            run: Arc::new(run),
+            events: Events::new(tokio::sync::mpsc::unbounded_channel().0),
+        };
         world.run.sight.set(world.sight("kvmimage").await).unwrap();
         world
     }
 
     async fn sight(&self, pool: &str) -> Sight {
         let host = &self.run.host;
-        Sight { domains: host.domains().await.unwrap(), pool: host.pool(pool, |_| true).await.unwrap().unwrap() }
+        Sight {
+            domains: host.domains().await.unwrap(),
+            pool: host.pool(pool, |_| true).await.unwrap().unwrap(),
+        }
     }
 
     fn node(&self) -> NodeRun {
@@ -243,12 +365,16 @@ impl World {
     }
 
     /// The same with another spec.
-    async fn corrected(&self, change: impl FnOnce(&mut nodegraft::plan::Node)) -> NodeRun {
+    async fn corrected(&self, change: impl FnOnce(&mut nodegraft::core::plan::Node)) -> NodeRun {
         self.changed(change, |_| ()).await
     }
 
     /// The same after a look at the host that was wrong, or is no longer true.
-    async fn changed(&self, change: impl FnOnce(&mut nodegraft::plan::Node), blur: impl FnOnce(&mut Sight)) -> NodeRun {
+    async fn changed(
+        &self,
+        change: impl FnOnce(&mut nodegraft::core::plan::Node),
+        blur: impl FnOnce(&mut Sight),
+    ) -> NodeRun {
         let mut plan = self.run.plan.clone();
         change(&mut plan.nodes[0]);
         let mut sight = self.sight(&plan.nodes[0].pool).await;
@@ -270,19 +396,41 @@ impl World {
     }
 
     async fn volumes(&self) -> Vec<String> {
-        self.run.host.pool("kvmimage", |_| false).await.unwrap().unwrap().names
+        self.run
+            .host
+            .pool("kvmimage", |_| false)
+            .await
+            .unwrap()
+            .unwrap()
+            .names
     }
 
     async fn names(&self) -> Vec<String> {
-        self.run.host.domains().await.unwrap().into_iter().map(|domain| domain.name).collect()
+        self.run
+            .host
+            .domains()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|domain| domain.name)
+            .collect()
     }
 
     async fn inventory(&self) -> Inventory {
-        Inventory::take(&self.run.host, None, &self.run.plan.cluster.name, Ask::Everything).await.unwrap()
+        Inventory::take(
+            &self.run.host,
+            None,
+            &self.run.plan.cluster.name,
+            Ask::Everything,
+        )
+        .await
+        .unwrap()
     }
 
     async fn remove(&self, existing: &Existing) -> Removed {
-        self.remover(tokio_util::sync::CancellationToken::new()).remove(&existing.removal(Drain::No)).await
+        self.remover(tokio_util::sync::CancellationToken::new())
+            .remove(&existing.removal(Drain::No))
+            .await
     }
 
     fn remover(&self, stop: tokio_util::sync::CancellationToken) -> Remover<'_> {
@@ -293,7 +441,9 @@ impl World {
     async fn overlay(&self, name: &str, base: &str) {
         let host = &self.run.host;
         let base = host.volume("kvmimage", base).await.unwrap().unwrap();
-        host.create_overlay("kvmimage", name, &base, base.capacity).await.unwrap();
+        host.create_overlay("kvmimage", name, &base, base.capacity)
+            .await
+            .unwrap();
     }
 
     /// A claim and its disk, as far as the driver goes; then the mark says that the seed is written, and its volume is there.
@@ -304,17 +454,28 @@ impl World {
         let mut mark = on.claim().unwrap().mark.unwrap();
         self.overlay(&mark.owner.seed(), "debian13.qcow2").await;
         mark.seed = SeedState::Full;
-        self.run.host.set_mark(&mark.owner.uuid(), &mark).await.unwrap();
+        self.run
+            .host
+            .set_mark(&mark.owner.uuid(), &mark)
+            .await
+            .unwrap();
         mark.owner
     }
 }
 
 fn stage(name: &str, on: &NodeRun) -> Box<dyn Stage<NodeRun>> {
-    node_stages(&on.node, true).into_iter().find(|stage| stage.name() == name).unwrap()
+    node_stages(&on.node, true)
+        .into_iter()
+        .find(|stage| stage.name() == name)
+        .unwrap()
 }
 
 fn reporter(name: &str) -> Reporter {
-    Reporter::new(Events::new(tokio::sync::mpsc::unbounded_channel().0), None, name)
+    Reporter::new(
+        Events::new(tokio::sync::mpsc::unbounded_channel().0),
+        None,
+        name,
+    )
 }
 
 async fn check(name: &str, on: &NodeRun) -> Check {
@@ -323,7 +484,10 @@ async fn check(name: &str, on: &NodeRun) -> Check {
 
 async fn apply(name: &str, on: &NodeRun) -> Journal {
     let journal = Journal::default();
-    stage(name, on).apply(on, &reporter(name), &journal).await.unwrap();
+    stage(name, on)
+        .apply(on, &reporter(name), &journal)
+        .await
+        .unwrap();
     journal
 }
 
@@ -336,17 +500,33 @@ async fn claim_keeps_the_laws_of_a_stage() {
     let made = apply("Claim", &on).await;
     assert!(matches!(made.backward()[..], [Thing::Domain { .. }]));
     assert!(matches!(check("Claim", &on).await, Check::Done(_)));
-    assert!(apply("Claim", &on).await.backward().is_empty(), "applying twice makes nothing");
+    assert!(
+        apply("Claim", &on).await.backward().is_empty(),
+        "applying twice makes nothing"
+    );
     let mark = on.claim().unwrap().mark.unwrap();
     assert_eq!(
         (mark.owner.node.as_str(), mark.address.as_str(), mark.seed),
-        (on.node.name.as_str(), on.node.address.as_str(), SeedState::Unwritten)
+        (
+            on.node.name.as_str(),
+            on.node.address.as_str(),
+            SeedState::Unwritten
+        )
     );
     // Listed before they exist.
-    assert_eq!(mark.volumes, [mark.owner.disk(), mark.owner.seed()].map(|name| Claimed { pool: "kvmimage".into(), name }));
+    assert_eq!(
+        mark.volumes,
+        [mark.owner.disk(), mark.owner.seed()].map(|name| Claimed {
+            pool: "kvmimage".into(),
+            name
+        })
+    );
     assert_eq!(world.volumes().await, ["debian13.qcow2"]);
     // Another run finds it, whatever it is called by then.
-    assert!(matches!(check("Claim", &world.later().await).await, Check::Done(_)));
+    assert!(matches!(
+        check("Claim", &world.later().await).await,
+        Check::Done(_)
+    ));
 }
 
 #[tokio::test]
@@ -354,10 +534,15 @@ async fn of_two_runs_that_claim_one_name_one_wins() {
     let world = World::new().await;
     let (first, second) = (world.node(), world.node());
     apply("Claim", &first).await;
-    let lost = stage("Claim", &second).apply(&second, &reporter("Claim"), &Journal::default()).await;
+    let lost = stage("Claim", &second)
+        .apply(&second, &reporter("Claim"), &Journal::default())
+        .await;
     // It is the same cluster's node: the second goes on with the first one's claim, or is refused; it never replaces it.
     assert_eq!(world.names().await.len(), 1);
-    assert_eq!(world.run.host.domains().await.unwrap()[0].uuid, first.claim().unwrap().uuid);
+    assert_eq!(
+        world.run.host.domains().await.unwrap()[0].uuid,
+        first.claim().unwrap().uuid
+    );
     assert!(lost.is_err());
 }
 
@@ -365,14 +550,24 @@ async fn of_two_runs_that_claim_one_name_one_wins() {
 async fn a_domain_of_others_with_the_nodes_name_is_never_changed() {
     let world = World::new().await;
     let name = world.run.plan.nodes[0].name.clone();
-    world.run.host.define_domain(&name, domain_xml(&name, THEIRS, "")).await.unwrap();
+    world
+        .run
+        .host
+        .define_domain(&name, domain_xml(&name, THEIRS, ""))
+        .await
+        .unwrap();
     let before = world.run.host.domain(THEIRS).await.unwrap();
     let on = world.later().await;
     assert!(matches!(check("Claim", &on).await, Check::Conflict(_)));
     assert!(world.inventory().await.nodes.is_empty());
     // Nor where it came between the look and the claim.
     let late = world.node();
-    assert!(stage("Claim", &late).apply(&late, &reporter("Claim"), &Journal::default()).await.is_err());
+    assert!(
+        stage("Claim", &late)
+            .apply(&late, &reporter("Claim"), &Journal::default())
+            .await
+            .is_err()
+    );
     assert_eq!(world.run.host.domain(THEIRS).await.unwrap(), before);
 }
 
@@ -394,7 +589,11 @@ async fn preflight(world: &World, ip: &str, recreate: &[&str]) -> Result<(), Str
         sight: OnceLock::new(),
         steps: nodegraft::stages::steps::Shared::new().unwrap(),
     };
-    match run_stages(false)[0].check(&run, &reporter("Preflight")).await.unwrap() {
+    match run_stages(false)[0]
+        .check(&run, &reporter("Preflight"))
+        .await
+        .unwrap()
+    {
         Check::Done(_) => Ok(()),
         Check::Conflict(error) => Err(format!("{error}: {:?}", error.detail())),
         Check::Needed(why) => panic!("{why}"),
@@ -407,19 +606,39 @@ async fn a_node_that_is_made_anew_elsewhere_needs_a_free_address() {
     let owner = world.sealed().await;
     let name = owner.node.as_str();
     // Something is at this address, as the test itself is.
-    assert_eq!(preflight(&world, "127.0.0.1", &[]).await, Ok(()), "it stays where it is");
-    assert!(preflight(&world, "127.0.0.1", &[name]).await.unwrap_err().contains("something already answers at 127.0.0.1"));
+    assert_eq!(
+        preflight(&world, "127.0.0.1", &[]).await,
+        Ok(()),
+        "it stays where it is"
+    );
+    assert!(
+        preflight(&world, "127.0.0.1", &[name])
+            .await
+            .unwrap_err()
+            .contains("something already answers at 127.0.0.1")
+    );
     // It is itself what answers there.
     let mut mark = world.later().await.claim().unwrap().mark.unwrap();
     mark.address = "127.0.0.1/24".into();
     world.run.host.set_mark(&owner.uuid(), &mark).await.unwrap();
     assert_eq!(preflight(&world, "127.0.0.1", &[name]).await, Ok(()));
     // Another node of ours has the address that it is to move to.
-    let other = Mark::new(Owner::new("other", "n9").unwrap(), "127.0.0.2/24", Vec::new());
-    let xml = domain_xml("n9", &other.owner.uuid(), &format!("<metadata>{}</metadata>", other.element()));
+    let other = Mark::new(
+        Owner::new("other", "n9").unwrap(),
+        "127.0.0.2/24",
+        Vec::new(),
+    );
+    let xml = domain_xml(
+        "n9",
+        &other.owner.uuid(),
+        &format!("<metadata>{}</metadata>", other.element()),
+    );
     world.run.host.define_domain("n9", xml).await.unwrap();
     let refused = preflight(&world, "127.0.0.2", &[name]).await.unwrap_err();
-    assert!(refused.contains("the address 127.0.0.2") && refused.contains("is that of the domain n9"), "{refused}");
+    assert!(
+        refused.contains("the address 127.0.0.2") && refused.contains("is that of the domain n9"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -429,13 +648,27 @@ async fn volume_keeps_the_laws_of_a_stage() {
     let on = world.node();
     apply("Claim", &on).await;
     assert!(matches!(check("Volume", &on).await, Check::Needed(_)));
-    assert_eq!(world.volumes().await, ["debian13.qcow2"], "check changes nothing");
+    assert_eq!(
+        world.volumes().await,
+        ["debian13.qcow2"],
+        "check changes nothing"
+    );
     for _ in 0..2 {
         apply("Volume", &on).await;
         assert!(matches!(check("Volume", &on).await, Check::Done(_)));
     }
     let disk = on.claim().unwrap().mark.unwrap().owner.disk();
-    assert_eq!(world.run.host.volume("kvmimage", &disk).await.unwrap().unwrap().capacity, 40 * GIB);
+    assert_eq!(
+        world
+            .run
+            .host
+            .volume("kvmimage", &disk)
+            .await
+            .unwrap()
+            .unwrap()
+            .capacity,
+        40 * GIB
+    );
 }
 
 #[tokio::test]
@@ -445,7 +678,9 @@ async fn a_disk_counts_when_the_seed_is_written() {
     apply("Claim", &on).await;
     apply("Volume", &on).await;
     // A run that was killed here may have left half a copy.
-    assert!(matches!(check("Volume", &world.later().await).await, Check::Needed(why) if why.contains("interrupted")));
+    assert!(
+        matches!(check("Volume", &world.later().await).await, Check::Needed(why) if why.contains("interrupted"))
+    );
     let on = world.later().await;
     apply("Volume", &on).await;
     assert!(matches!(check("Volume", &on).await, Check::Done(_)));
@@ -456,10 +691,20 @@ async fn a_disk_counts_when_the_seed_is_written() {
     for done in ["Claim", "Volume", "Seed"] {
         assert!(matches!(check(done, &on).await, Check::Done(_)), "{done}");
     }
-    assert!(matches!(check("Boot", &on).await, Check::Needed(_)), "it is defined, not running");
+    assert!(
+        matches!(check("Boot", &on).await, Check::Needed(_)),
+        "it is defined, not running"
+    );
     // A VM that may have run gets no new disk under it.
-    world.run.host.delete_volume("kvmimage", &owner.disk()).await.unwrap();
-    assert!(matches!(check("Volume", &world.later().await).await, Check::Conflict(error) if error.help().unwrap().contains("--recreate")));
+    world
+        .run
+        .host
+        .delete_volume("kvmimage", &owner.disk())
+        .await
+        .unwrap();
+    assert!(
+        matches!(check("Volume", &world.later().await).await, Check::Conflict(error) if error.help().unwrap().contains("--recreate"))
+    );
 }
 
 #[tokio::test]
@@ -469,7 +714,7 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
     apply("Claim", &on).await;
     apply("Volume", &on).await;
     let before = on.claim().unwrap();
-    let correct = |node: &mut nodegraft::plan::Node| {
+    let correct = |node: &mut nodegraft::core::plan::Node| {
         node.cpus = 3;
         node.memory = 3 * GIB;
         node.mac = "52:54:00:00:00:01".into();
@@ -477,24 +722,63 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
         node.pool = "faster".into();
     };
     let on = world.corrected(correct).await;
-    let Check::Needed(why) = check("Claim", &on).await else { panic!("the claim is outdated") };
-    for said in ["cpus is 2, the spec says 3", "memory is 4GiB", "mac is", "address is", "pool is kvmimage, the spec says faster"] {
+    let Check::Needed(why) = check("Claim", &on).await else {
+        panic!("the claim is outdated")
+    };
+    for said in [
+        "cpus is 2, the spec says 3",
+        "memory is 4GiB",
+        "mac is",
+        "address is",
+        "pool is kvmimage, the spec says faster",
+    ] {
         assert!(why.contains(said), "{said}: {why}");
     }
     assert_eq!(on.claim().unwrap(), before, "check changes nothing");
     for _ in 0..2 {
-        assert!(apply("Claim", &on).await.backward().is_empty(), "it stays the claim that it was");
+        assert!(
+            apply("Claim", &on).await.backward().is_empty(),
+            "it stays the claim that it was"
+        );
         assert!(matches!(check("Claim", &on).await, Check::Done(_)));
     }
     let now = world.run.host.domain(&before.uuid).await.unwrap().unwrap();
     let mark = now.mark.as_ref().unwrap();
-    assert_eq!((now.cpus, now.memory, &mark.owner), (3, 3 * GIB, now.owner().unwrap()));
-    assert_eq!((mark.made_with["mac"].as_str(), mark.address.as_str()), ("52:54:00:00:00:01", "192.168.3.99/24"));
-    assert_eq!(mark.volumes, [mark.owner.disk(), mark.owner.seed()].map(|name| Claimed { pool: "faster".into(), name }));
-    assert!(now.disks.iter().all(|disk| disk.starts_with("/faster/")), "{:?}", now.disks);
-    assert_eq!(world.volumes().await, ["debian13.qcow2"], "what the old mark listed is gone with it");
+    assert_eq!(
+        (now.cpus, now.memory, &mark.owner),
+        (3, 3 * GIB, now.owner().unwrap())
+    );
+    assert_eq!(
+        (mark.made_with["mac"].as_str(), mark.address.as_str()),
+        ("52:54:00:00:00:01", "192.168.3.99/24")
+    );
+    assert_eq!(
+        mark.volumes,
+        [mark.owner.disk(), mark.owner.seed()].map(|name| Claimed {
+            pool: "faster".into(),
+            name
+        })
+    );
+    assert!(
+        now.disks.iter().all(|disk| disk.starts_with("/faster/")),
+        "{:?}",
+        now.disks
+    );
+    assert_eq!(
+        world.volumes().await,
+        ["debian13.qcow2"],
+        "what the old mark listed is gone with it"
+    );
     apply("Volume", &on).await;
-    assert!(world.run.host.volume("faster", &mark.owner.disk()).await.unwrap().is_some());
+    assert!(
+        world
+            .run
+            .host
+            .volume("faster", &mark.owner.disk())
+            .await
+            .unwrap()
+            .is_some()
+    );
 
     // One that may have run is left as it is.
     let world = World::new().await;
@@ -520,35 +804,62 @@ async fn a_claim_that_was_renamed_is_defined_anew_under_its_name() {
     world
         .run
         .host
-        .define_domain("renamed", domain_xml("renamed", &uuid, &format!("<metadata>{}</metadata>", mark.element())))
+        .define_domain(
+            "renamed",
+            domain_xml(
+                "renamed",
+                &uuid,
+                &format!("<metadata>{}</metadata>", mark.element()),
+            ),
+        )
         .await
         .unwrap();
     let on = world.corrected(|node| node.cpus = 3).await;
     apply("Claim", &on).await;
     assert!(matches!(check("Claim", &on).await, Check::Done(_)));
     let now = on.claim().unwrap();
-    assert_eq!((now.name.as_str(), now.uuid, now.cpus), ("renamed", uuid, 3));
+    assert_eq!(
+        (now.name.as_str(), now.uuid, now.cpus),
+        ("renamed", uuid, 3)
+    );
 }
 
 #[tokio::test]
 async fn the_volumes_of_a_claim_are_where_its_mark_says() {
     let world = World::new().await;
     let owner = world.sealed().await;
-    let moved = |node: &mut nodegraft::plan::Node| node.pool = "faster".into();
+    let moved = |node: &mut nodegraft::core::plan::Node| node.pool = "faster".into();
     let on = world.corrected(moved).await;
     for done in ["Claim", "Volume", "Seed"] {
         assert!(matches!(check(done, &on).await, Check::Done(_)), "{done}");
     }
     assert_eq!(on.disk_capacity(), Some(40 * GIB));
     let claim = on.claim().unwrap();
-    let machine = Machine { mark: claim.mark.as_ref().unwrap(), cpus: claim.cpus, memory: claim.memory, disk: on.disk_capacity() };
+    let machine = Machine {
+        mark: claim.mark.as_ref().unwrap(),
+        cpus: claim.cpus,
+        memory: claim.memory,
+        disk: on.disk_capacity(),
+    };
     let differences = sentence(&of_machine(&on.node, &machine));
     assert_eq!(differences, "pool is kvmimage, the spec says faster");
     // A disk that is gone there is not made here.
-    world.run.host.delete_volume("kvmimage", &owner.disk()).await.unwrap();
+    world
+        .run
+        .host
+        .delete_volume("kvmimage", &owner.disk())
+        .await
+        .unwrap();
     let on = world.corrected(moved).await;
-    let Check::Conflict(error) = check("Volume", &on).await else { panic!("its disk is gone") };
-    assert!(error.to_string().ends_with("is gone from the pool kvmimage"), "{error}");
+    let Check::Conflict(error) = check("Volume", &on).await else {
+        panic!("its disk is gone")
+    };
+    assert!(
+        error
+            .to_string()
+            .ends_with("is gone from the pool kvmimage"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -556,7 +867,10 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
     // Sealed from elsewhere between our look and our work.
     let seal = |mark: &mut Mark| mark.seed = SeedState::Full;
     let take = |mark: &mut Mark| mark.by = Some("elsewhere.example 1 1".into());
-    for (change, why) in [(&seal as &dyn Fn(&mut Mark), "finished its seed"), (&take, "elsewhere.example")] {
+    for (change, why) in [
+        (&seal as &dyn Fn(&mut Mark), "finished its seed"),
+        (&take, "elsewhere.example"),
+    ] {
         let world = World::new().await;
         let first = world.node();
         apply("Claim", &first).await;
@@ -565,26 +879,72 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
         let on = world.later().await;
         assert!(matches!(check("Volume", &on).await, Check::Needed(_)));
         change(&mut mark);
-        world.run.host.set_mark(&mark.owner.uuid(), &mark).await.unwrap();
-        let before = world.run.host.volume("kvmimage", &mark.owner.disk()).await.unwrap();
-        let refused = stage("Volume", &on).apply(&on, &reporter("Volume"), &Journal::default()).await.unwrap_err();
+        world
+            .run
+            .host
+            .set_mark(&mark.owner.uuid(), &mark)
+            .await
+            .unwrap();
+        let before = world
+            .run
+            .host
+            .volume("kvmimage", &mark.owner.disk())
+            .await
+            .unwrap();
+        let refused = stage("Volume", &on)
+            .apply(&on, &reporter("Volume"), &Journal::default())
+            .await
+            .unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
         assert!(before.is_some());
-        assert_eq!(world.run.host.volume("kvmimage", &mark.owner.disk()).await.unwrap(), before);
+        assert_eq!(
+            world
+                .run
+                .host
+                .volume("kvmimage", &mark.owner.disk())
+                .await
+                .unwrap(),
+            before
+        );
     }
     // Started by somebody: the driver starts what its file has.
     let owner = Owner::new("homelab", "192.168.3.104").unwrap();
-    let volumes = [owner.disk(), owner.seed()].map(|name| Claimed { pool: "kvmimage".into(), name }).to_vec();
-    let mark = Mark { by: Some(nodegraft::process::this()), ..Mark::new(owner.clone(), "192.168.3.104/24", volumes) };
-    let domain = domain_xml(&owner.node, &owner.uuid(), &format!("<metadata>{}</metadata>", mark.element()));
+    let volumes = [owner.disk(), owner.seed()]
+        .map(|name| Claimed {
+            pool: "kvmimage".into(),
+            name,
+        })
+        .to_vec();
+    let mark = Mark {
+        by: Some(nodegraft::rooms::process::this()),
+        ..Mark::new(owner.clone(), "192.168.3.104/24", volumes)
+    };
+    let domain = domain_xml(
+        &owner.node,
+        &owner.uuid(),
+        &format!("<metadata>{}</metadata>", mark.element()),
+    );
     let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
     world.overlay(&owner.disk(), "debian13.qcow2").await;
     let on = world.later().await;
     assert!(on.claim().unwrap().running);
-    assert!(matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains("somebody else started it")));
-    let refused = stage("Volume", &on).apply(&on, &reporter("Volume"), &Journal::default()).await.unwrap_err();
+    assert!(
+        matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains("somebody else started it"))
+    );
+    let refused = stage("Volume", &on)
+        .apply(&on, &reporter("Volume"), &Journal::default())
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("its VM runs"), "{refused}");
-    assert!(world.run.host.volume("kvmimage", &owner.disk()).await.unwrap().is_some());
+    assert!(
+        world
+            .run
+            .host
+            .volume("kvmimage", &owner.disk())
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -593,28 +953,45 @@ async fn a_claim_says_which_process_works_on_it() {
     let on = world.node();
     apply("Claim", &on).await;
     let mark = on.claim().unwrap().mark.unwrap();
-    assert_eq!(mark.by, Some(nodegraft::process::this()));
+    assert_eq!(mark.by, Some(nodegraft::rooms::process::this()));
     let by = |by: String| async {
-        let mark = Mark { by: Some(by), ..mark.clone() };
-        world.run.host.set_mark(&mark.owner.uuid(), &mark).await.unwrap();
+        let mark = Mark {
+            by: Some(by),
+            ..mark.clone()
+        };
+        world
+            .run
+            .host
+            .set_mark(&mark.owner.uuid(), &mark)
+            .await
+            .unwrap();
         world.later().await
     };
     // It lives: our own parent.
-    let living = nodegraft::process::named(std::os::unix::process::parent_id());
+    let living = nodegraft::rooms::process::named(std::os::unix::process::parent_id());
     let on = by(living.clone()).await;
-    assert!(matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains(&living)));
+    assert!(
+        matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains(&living))
+    );
     // It is dead, or nobody here knows.
     let dead = format!("{} 1", living.rsplit_once(' ').unwrap().0);
     for (left, warned) in [(dead, false), ("elsewhere.example 1 1".to_owned(), true)] {
         let on = by(left.clone()).await;
-        assert!(matches!(check("Claim", &on).await, Check::Needed(why) if why.contains("interrupted")), "{left}");
+        assert!(
+            matches!(check("Claim", &on).await, Check::Needed(why) if why.contains("interrupted")),
+            "{left}"
+        );
         let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
         let report = Reporter::new(Events::new(sender), None, "Claim");
-        stage("Claim", &on).apply(&on, &report, &Journal::default()).await.unwrap();
+        stage("Claim", &on)
+            .apply(&on, &report, &Journal::default())
+            .await
+            .unwrap();
         assert!(matches!(check("Claim", &on).await, Check::Done(_)));
         assert_eq!(on.claim().unwrap().mark.unwrap(), mark);
-        let told = std::iter::from_fn(|| events.try_recv().ok())
-            .any(|event| matches!(event, Event::Warning { message, .. } if message.contains(&left)));
+        let told = std::iter::from_fn(|| events.try_recv().ok()).any(
+            |event| matches!(event, Event::Warning { message, .. } if message.contains(&left)),
+        );
         assert_eq!(told, warned, "{left}");
     }
 }
@@ -622,8 +999,15 @@ async fn a_claim_says_which_process_works_on_it() {
 #[tokio::test]
 async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
     let owner = Owner::new("homelab", "192.168.3.104").unwrap();
-    let mark = Mark { seed: SeedState::Full, ..Mark::new(owner.clone(), "192.168.3.104/24", Vec::new()) };
-    let domain = domain_xml(&owner.node, &owner.uuid(), &format!("<metadata>{}</metadata>", mark.element()));
+    let mark = Mark {
+        seed: SeedState::Full,
+        ..Mark::new(owner.clone(), "192.168.3.104/24", Vec::new())
+    };
+    let domain = domain_xml(
+        &owner.node,
+        &owner.uuid(),
+        &format!("<metadata>{}</metadata>", mark.element()),
+    );
     let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
     let on = world
         .changed(
@@ -638,8 +1022,15 @@ async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
         .await;
     assert!(!on.claim().unwrap().running);
     let journal = Journal::default();
-    let booted = stage("Boot", &on).apply(&on, &reporter("Boot"), &journal).await;
-    assert!(booted.unwrap_err().to_string().contains("no SSH at 127.0.0.99"));
+    let booted = stage("Boot", &on)
+        .apply(&on, &reporter("Boot"), &journal)
+        .await;
+    assert!(
+        booted
+            .unwrap_err()
+            .to_string()
+            .contains("no SSH at 127.0.0.99")
+    );
     assert_eq!(journal.backward(), []);
 }
 
@@ -649,22 +1040,45 @@ async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
 async fn a_removal_leaves_nothing_of_ours_and_everything_of_others() {
     let world = World::new().await;
     let owner = world.sealed().await;
-    let mut neighbours = [format!("nodegraft.{}.{}.qcow2", owner.cluster, owner.node), format!("{}.bak", owner.disk())];
+    let mut neighbours = [
+        format!("nodegraft.{}.{}.qcow2", owner.cluster, owner.node),
+        format!("{}.bak", owner.disk()),
+    ];
     neighbours.sort();
     for name in &neighbours {
         world.overlay(name, "debian13.qcow2").await;
     }
-    world.run.host.define_domain("other", domain_xml("other", THEIRS, "")).await.unwrap();
+    world
+        .run
+        .host
+        .define_domain("other", domain_xml("other", THEIRS, ""))
+        .await
+        .unwrap();
     let inventory = world.inventory().await;
-    let mut unclaimed: Vec<&str> = inventory.unclaimed.iter().map(|volume| volume.name.as_str()).collect();
+    let mut unclaimed: Vec<&str> = inventory
+        .unclaimed
+        .iter()
+        .map(|volume| volume.name.as_str())
+        .collect();
     unclaimed.sort_unstable();
-    assert_eq!(unclaimed, neighbours.each_ref().map(String::as_str), "what cannot be proven is told of");
+    assert_eq!(
+        unclaimed,
+        neighbours.each_ref().map(String::as_str),
+        "what cannot be proven is told of"
+    );
     let removed = world.remove(inventory.node(&owner.node).unwrap()).await;
     assert!(removed.left.is_empty() && removed.any && !removed.stopped);
     assert_eq!(world.names().await, ["other"]);
     let mut left = world.volumes().await;
     left.sort();
-    assert_eq!(left, ["debian13.qcow2", neighbours[0].as_str(), neighbours[1].as_str()]);
+    assert_eq!(
+        left,
+        [
+            "debian13.qcow2",
+            neighbours[0].as_str(),
+            neighbours[1].as_str()
+        ]
+    );
     assert!(world.inventory().await.nodes.is_empty());
 }
 
@@ -673,11 +1087,19 @@ async fn an_interrupted_removal_is_found_again() {
     let world = World::new().await;
     let owner = world.sealed().await;
     // Killed after the first volume.
-    world.run.host.delete_volume("kvmimage", &owner.disk()).await.unwrap();
+    world
+        .run
+        .host
+        .delete_volume("kvmimage", &owner.disk())
+        .await
+        .unwrap();
     let inventory = world.inventory().await;
     let removed = world.remove(inventory.node(&owner.node).unwrap()).await;
     assert!(removed.left.is_empty());
-    assert_eq!((world.names().await.len(), world.volumes().await), (0, vec!["debian13.qcow2".to_owned()]));
+    assert_eq!(
+        (world.names().await.len(), world.volumes().await),
+        (0, vec!["debian13.qcow2".to_owned()])
+    );
 }
 
 #[tokio::test]
@@ -689,14 +1111,34 @@ async fn files_that_somebody_uses_are_refused_with_everything_above_them() {
     let inventory = world.inventory().await;
     let existing = inventory.node(&owner.node).unwrap();
     assert!(existing.in_use.as_ref().unwrap().contains("theirs.qcow2"));
-    assert!(existing.refusal().unwrap().help().unwrap().contains("domblklist"));
+    assert!(
+        existing
+            .refusal()
+            .unwrap()
+            .help()
+            .unwrap()
+            .contains("domblklist")
+    );
     // Another domain that has it as its disk.
     let world = World::new().await;
     let owner = world.sealed().await;
-    let disk = format!("<devices><disk type='file'><source file='/kvmimage/{}'/><target dev='vda'/></disk></devices>", owner.disk());
+    let disk = format!(
+        "<devices><disk type='file'><source file='/kvmimage/{}'/><target dev='vda'/></disk></devices>",
+        owner.disk()
+    );
     let xml = domain_xml("rescue", THEIRS, "").replace("</domain>", &format!("{disk}</domain>"));
     world.run.host.define_domain("rescue", xml).await.unwrap();
-    assert!(world.inventory().await.node(&owner.node).unwrap().in_use.as_ref().unwrap().contains("rescue"));
+    assert!(
+        world
+            .inventory()
+            .await
+            .node(&owner.node)
+            .unwrap()
+            .in_use
+            .as_ref()
+            .unwrap()
+            .contains("rescue")
+    );
 }
 
 #[tokio::test]
@@ -706,9 +1148,15 @@ async fn a_stop_begins_nothing() {
     let inventory = world.inventory().await;
     let stop = tokio_util::sync::CancellationToken::new();
     stop.cancel();
-    let removed = world.remover(stop).remove(&inventory.node(&owner.node).unwrap().removal(Drain::No)).await;
+    let removed = world
+        .remover(stop)
+        .remove(&inventory.node(&owner.node).unwrap().removal(Drain::No))
+        .await;
     assert!(removed.stopped && !removed.any && removed.left.is_empty());
-    assert_eq!((world.names().await.len(), world.volumes().await.len()), (1, 3));
+    assert_eq!(
+        (world.names().await.len(), world.volumes().await.len()),
+        (1, 3)
+    );
 }
 
 #[tokio::test]
@@ -719,20 +1167,48 @@ async fn a_snapshot_is_seen_where_libvirt_does_not_tell_what_it_stands_on() {
     let claim = world.run.host.domain(&owner.uuid()).await.unwrap().unwrap();
     let disks = "<devices><disk type='file'><source file='/elsewhere/snap'/><target dev='vda'/></disk></devices>";
     let metadata = format!("<metadata>{}</metadata>", claim.mark.unwrap().element());
-    let xml = domain_xml(&owner.node, &owner.uuid(), &metadata).replace("</domain>", &format!("{disks}</domain>"));
-    world.run.host.define_domain(&owner.node, xml).await.unwrap();
-    assert!(world.inventory().await.node(&owner.node).unwrap().in_use.as_ref().unwrap().contains("/elsewhere/snap"));
+    let xml = domain_xml(&owner.node, &owner.uuid(), &metadata)
+        .replace("</domain>", &format!("{disks}</domain>"));
+    world
+        .run
+        .host
+        .define_domain(&owner.node, xml)
+        .await
+        .unwrap();
+    assert!(
+        world
+            .inventory()
+            .await
+            .node(&owner.node)
+            .unwrap()
+            .in_use
+            .as_ref()
+            .unwrap()
+            .contains("/elsewhere/snap")
+    );
 }
 
 #[tokio::test]
 async fn a_disk_given_as_a_volume_is_used_too() {
     let world = World::new().await;
     let owner = world.sealed().await;
-    let disk =
-        format!("<devices><disk type='volume'><source pool='kvmimage' volume='{}'/><target dev='vda'/></disk></devices>", owner.disk());
+    let disk = format!(
+        "<devices><disk type='volume'><source pool='kvmimage' volume='{}'/><target dev='vda'/></disk></devices>",
+        owner.disk()
+    );
     let xml = domain_xml("rescue", THEIRS, "").replace("</domain>", &format!("{disk}</domain>"));
     world.run.host.define_domain("rescue", xml).await.unwrap();
-    assert!(world.inventory().await.node(&owner.node).unwrap().in_use.as_ref().unwrap().contains("rescue"));
+    assert!(
+        world
+            .inventory()
+            .await
+            .node(&owner.node)
+            .unwrap()
+            .in_use
+            .as_ref()
+            .unwrap()
+            .contains("rescue")
+    );
 }
 
 /// An earlier run claimed the node, this one made its volumes and failed: they go, and the claim no longer says that they are
@@ -741,14 +1217,31 @@ async fn a_disk_given_as_a_volume_is_used_too() {
 async fn undo_of_a_later_run_leaves_the_earlier_ones_claim_as_it_was() {
     let world = World::new().await;
     let owner = world.sealed().await;
-    let things = [owner.disk(), owner.seed()].map(|name| Thing::Volume { pool: "kvmimage".into(), name }).to_vec();
-    let removal = Removal { owner: owner.clone(), uuid: Some(owner.uuid()), things, drain: None, looked: None };
+    let things = [owner.disk(), owner.seed()]
+        .map(|name| Thing::Volume {
+            pool: "kvmimage".into(),
+            name,
+        })
+        .to_vec();
+    let removal = Removal {
+        owner: owner.clone(),
+        uuid: Some(owner.uuid()),
+        things,
+        drain: None,
+        looked: None,
+    };
     let on = world.later().await;
-    let removed = world.remover(tokio_util::sync::CancellationToken::new()).undo_all(&removal, &on).await;
+    let removed = world
+        .remover(tokio_util::sync::CancellationToken::new())
+        .undo_all(&removal, &on)
+        .await;
     assert!(removed.left.is_empty() && removed.any);
     assert_eq!(world.volumes().await, ["debian13.qcow2"]);
     let again = world.later().await;
-    assert!(matches!(check("Volume", &again).await, Check::Needed(_)), "the next run makes them anew");
+    assert!(
+        matches!(check("Volume", &again).await, Check::Needed(_)),
+        "the next run makes them anew"
+    );
 }
 
 #[tokio::test]
@@ -757,10 +1250,25 @@ async fn a_claim_stays_as_long_as_its_volumes_may_come_back() {
     let world = World::new().await;
     let owner = world.sealed().await;
     let mut mark = world.later().await.claim().unwrap().mark.unwrap();
-    mark.volumes.iter_mut().for_each(|volume| volume.pool = "transient".into());
+    mark.volumes
+        .iter_mut()
+        .for_each(|volume| volume.pool = "transient".into());
     world.run.host.set_mark(&owner.uuid(), &mark).await.unwrap();
-    let removed = world.remove(world.inventory().await.node(&owner.node).unwrap()).await;
+    let removed = world
+        .remove(world.inventory().await.node(&owner.node).unwrap())
+        .await;
     assert_eq!(removed.left.len(), 1);
-    assert!(removed.left[0].causes().join(" ").contains("no pool transient"), "{:?}", removed.left[0].causes());
-    assert_eq!(world.names().await, [owner.node], "it tells of what may be left");
+    assert!(
+        removed.left[0]
+            .causes()
+            .join(" ")
+            .contains("no pool transient"),
+        "{:?}",
+        removed.left[0].causes()
+    );
+    assert_eq!(
+        world.names().await,
+        [owner.node],
+        "it tells of what may be left"
+    );
 }

@@ -1,5 +1,8 @@
 //! One integration binary. Cheapest first; those in `in_lab` are ignored unless `make test` runs them inside the lab.
-#![expect(clippy::print_stderr, reason = "lab tests take minutes and say what they are at")]
+#![expect(
+    clippy::print_stderr,
+    reason = "lab tests take minutes and say what they are at"
+)]
 
 mod api;
 mod api_server;

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use nodegraft::spec::{Size, parse_address};
-use nodegraft::template::{Templates, shell_quote};
+use nodegraft::core::spec::{Size, parse_address};
+use nodegraft::core::template::{Templates, shell_quote};
 use proptest::prelude::*;
 
 proptest! {

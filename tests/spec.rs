@@ -1,12 +1,12 @@
 //! Specs: what a good one becomes, and how a bad one is refused.
 
-use nodegraft::difference::{Machine, of_machine};
-use nodegraft::error::Exit;
-use nodegraft::mark::Mark;
-use nodegraft::ownership::Owner;
-use nodegraft::plan::Plan;
-use nodegraft::spec::{Size, Spec};
-use nodegraft::template::Templates;
+use nodegraft::core::difference::{Machine, of_machine};
+use nodegraft::core::error::Exit;
+use nodegraft::core::mark::Mark;
+use nodegraft::core::ownership::Owner;
+use nodegraft::core::plan::Plan;
+use nodegraft::core::spec::{Size, Spec};
+use nodegraft::core::template::Templates;
 
 pub const GOOD: &str = "\
 version: 1
@@ -32,18 +32,36 @@ nodes:
 ";
 
 fn plan(text: &str) -> Plan {
-    Plan::new(&Spec::parse(text, "cluster.yaml").unwrap(), Templates::built_in(), &[]).unwrap()
+    Plan::new(
+        &Spec::parse(text, "cluster.yaml").unwrap(),
+        Templates::built_in(),
+        &[],
+    )
+    .unwrap()
 }
 
 #[test]
 fn a_good_spec_becomes_a_plan() {
     let plan = plan(GOOD);
     let (first, second) = (&plan.nodes[0], &plan.nodes[1]);
-    assert_eq!((first.name.as_str(), first.hostname.as_str()), ("192.168.3.104", "node-192-168-3-104"));
-    assert_eq!((first.memory, second.memory, second.disk), (4 << 30, 8 << 30, 40 << 30));
+    assert_eq!(
+        (first.name.as_str(), first.hostname.as_str()),
+        ("192.168.3.104", "node-192-168-3-104")
+    );
+    assert_eq!(
+        (first.memory, second.memory, second.disk),
+        (4 << 30, 8 << 30, 40 << 30)
+    );
     assert_eq!(second.hostname, "worker-2");
     assert_eq!(second.labels["disk"], "ssd");
-    assert_eq!(first.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "runtime", "kubelet"]);
+    assert_eq!(
+        first
+            .steps
+            .iter()
+            .map(|step| step.name.as_str())
+            .collect::<Vec<_>>(),
+        ["init", "runtime", "kubelet"]
+    );
     assert_ne!(first.mac, second.mac);
     assert!(first.mac.starts_with("52:54:00:"));
 }
@@ -51,14 +69,41 @@ fn a_good_spec_becomes_a_plan() {
 /// libvirt rounds up to KiB, qemu aligns the memory of a VM that starts to MiB, and an image to 512 bytes.
 #[test]
 fn a_node_that_was_made_as_the_spec_says_does_not_differ_from_it() {
-    for (size, whole) in [("1GB", "954MiB"), ("1500MB", "1431MiB"), ("1.3G", "1332MiB"), ("15GB", "14306MiB"), ("2GiB", "2GiB")] {
-        let text = GOOD.replace("memory: 4GiB", &format!("memory: {size}")).replace("disk: 40GiB", "disk: 15GB");
+    for (size, whole) in [
+        ("1GB", "954MiB"),
+        ("1500MB", "1431MiB"),
+        ("1.3G", "1332MiB"),
+        ("15GB", "14306MiB"),
+        ("2GiB", "2GiB"),
+    ] {
+        let text = GOOD
+            .replace("memory: 4GiB", &format!("memory: {size}"))
+            .replace("disk: 40GiB", "disk: 15GB");
         let node = &plan(&text).nodes[0];
-        assert_eq!((Size(node.memory).to_string().as_str(), Size(node.disk).to_string().as_str()), (whole, "14306MiB"), "{size}");
-        let mark = Mark { made_with: node.made_with(), ..Mark::new(Owner::new("homelab", &node.name).unwrap(), &node.address, Vec::new()) };
+        assert_eq!(
+            (
+                Size(node.memory).to_string().as_str(),
+                Size(node.disk).to_string().as_str()
+            ),
+            (whole, "14306MiB"),
+            "{size}"
+        );
+        let mark = Mark {
+            made_with: node.made_with(),
+            ..Mark::new(
+                Owner::new("homelab", &node.name).unwrap(),
+                &node.address,
+                Vec::new(),
+            )
+        };
         let kept = |bytes: u64, unit: u64| bytes.div_ceil(unit) * unit;
         let memory = kept(kept(node.memory, 1 << 10), 1 << 20);
-        let mut machine = Machine { mark: &mark, cpus: node.cpus, memory, disk: Some(kept(kept(node.disk, 1 << 10), 512)) };
+        let mut machine = Machine {
+            mark: &mark,
+            cpus: node.cpus,
+            memory,
+            disk: Some(kept(kept(node.disk, 1 << 10), 512)),
+        };
         assert_eq!(of_machine(node, &machine), [], "{size}");
         machine.memory += 1 << 20;
         assert_eq!(of_machine(node, &machine).len(), 1, "{size}");
@@ -70,7 +115,10 @@ fn the_same_spec_gives_the_same_plan() {
     let (one, two) = (plan(GOOD), plan(GOOD));
     for (a, b) in one.nodes.iter().zip(&two.nodes) {
         assert_eq!((a.made_with(), &a.mac), (b.made_with(), &b.mac));
-        assert_eq!(a.steps.iter().map(|s| &s.digest).collect::<Vec<_>>(), b.steps.iter().map(|s| &s.digest).collect::<Vec<_>>());
+        assert_eq!(
+            a.steps.iter().map(|s| &s.digest).collect::<Vec<_>>(),
+            b.steps.iter().map(|s| &s.digest).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -102,96 +150,292 @@ fn bad_specs_are_refused_with_the_place_and_the_remedy() {
     // What is changed, what it is changed to, and what the message must contain.
     let cases: &[(&str, &str, &[&str])] = &[
         ("cpus: 2", "cpu: 2", &["cluster.yaml:12:3", "cpu", "cpus"]),
-        ("version: 1", "version: 2", &["cluster.yaml:1:10", "version 2", "version: 1"]),
-        ("name: worker-2", "name: 192.168.3.104", &["cluster.yaml:20:12", "given twice"]),
-        ("192.168.3.105/24", "192.168.3.104/24", &["cluster.yaml:20:31", "given to two nodes"]),
-        ("192.168.3.105/24", "192.168.4.105/24", &["outside the network of its gateway 192.168.3.1"]),
-        ("192.168.3.105/24", "192.168.3.105", &["no prefix length", "192.168.3.104/24"]),
-        ("192.168.3.105/24", "192.168.3.0/24", &["address of the network itself"]),
-        ("192.168.3.105/24", "192.168.3.255/24", &["broadcast address"]),
-        ("192.168.3.105/24", "192.168.3.1/24", &["gateway's own address"]),
+        (
+            "version: 1",
+            "version: 2",
+            &["cluster.yaml:1:10", "version 2", "version: 1"],
+        ),
+        (
+            "name: worker-2",
+            "name: 192.168.3.104",
+            &["cluster.yaml:20:12", "given twice"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.3.104/24",
+            &["cluster.yaml:20:31", "given to two nodes"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.4.105/24",
+            &["outside the network of its gateway 192.168.3.1"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.3.105",
+            &["no prefix length", "192.168.3.104/24"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.3.0/24",
+            &["address of the network itself"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.3.255/24",
+            &["broadcast address"],
+        ),
+        (
+            "192.168.3.105/24",
+            "192.168.3.1/24",
+            &["gateway's own address"],
+        ),
         ("memory: 4GiB", "memory: 4096", &["no unit", "4GiB"]),
         ("memory: 4GiB", "memory: 4MiB", &["less than 256MiB"]),
-        ("name: worker-2", "name: Worker_2", &["cannot name a Kubernetes node"]),
-        ("  gateway: 192.168.3.1\n", "", &["has no gateway", "defaults"]),
-        ("  kubeconfig: ~/.kube/config\n", "", &["neither `kubeconfig` nor `control_plane`"]),
+        (
+            "name: worker-2",
+            "name: Worker_2",
+            &["cannot name a Kubernetes node"],
+        ),
+        (
+            "  gateway: 192.168.3.1\n",
+            "",
+            &["has no gateway", "defaults"],
+        ),
+        (
+            "  kubeconfig: ~/.kube/config\n",
+            "",
+            &["neither `kubeconfig` nor `control_plane`"],
+        ),
         ("  template: debian13.qcow2\n", "", &["has no `template`"]),
-        ("profile: debian-containerd", "profile: debian-podman", &["no profile `debian-podman`", "debian-docker"]),
-        ("package: kubelet}", "url: http://x/kubelet}", &["needs its sha256"]),
-        ("{version: 1.35.4, package: kubelet}", "{version: 1.35.4}", &["has no source"]),
-        ("version: 1.35.4", "version: latest", &["not a kubelet version"]),
-        ("profile: debian-containerd", "profile: debian-docker", &["dockershim", "containerd profile"]),
-        ("labels: {disk: ssd}", "vars: {pause: x}", &["no variable `pause`", "pause_image"]),
-        ("labels: {disk: ssd}", "deadlines: {boot: 90}", &["90", "10m"]),
-        ("{disk: ssd}", "{disk: 'solid state'}", &["cluster.yaml:20:78", "solid state", "value of the label `disk`"]),
-        ("{disk: ssd}", "{-disk: ssd}", &["cluster.yaml:20:79", "`-disk` cannot be a label's key", "example.com/disk"]),
-        ("labels: {disk: ssd}", "taints: [gpu]", &["cluster.yaml:20:72", "`gpu` is not a taint", "it has no effect", "key=value:Effect"]),
-        ("labels: {disk: ssd}", "taints: ['gpu=a b:NoSchedule']", &["cluster.yaml:20:72", "gpu=a b"]),
-        ("labels: {disk: ssd}", "taints: ['gpu:NoStart']", &["cluster.yaml:20:72", "`NoStart` is not an effect", "PreferNoSchedule"]),
-        ("labels: {disk: ssd}", "taints: ['a=1:NoExecute', 'a=2:NoExecute']", &["cluster.yaml:20:89", "given twice"]),
-        ("  cpus: 2\n", "  cpus: 2\n  labels: {a/b/c: x}\n", &["cluster.yaml:13:19", "`a/b/c` cannot be a label's key"]),
+        (
+            "profile: debian-containerd",
+            "profile: debian-podman",
+            &["no profile `debian-podman`", "debian-docker"],
+        ),
+        (
+            "package: kubelet}",
+            "url: http://x/kubelet}",
+            &["needs its sha256"],
+        ),
+        (
+            "{version: 1.35.4, package: kubelet}",
+            "{version: 1.35.4}",
+            &["has no source"],
+        ),
+        (
+            "version: 1.35.4",
+            "version: latest",
+            &["not a kubelet version"],
+        ),
+        (
+            "profile: debian-containerd",
+            "profile: debian-docker",
+            &["dockershim", "containerd profile"],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "vars: {pause: x}",
+            &["no variable `pause`", "pause_image"],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "deadlines: {boot: 90}",
+            &["90", "10m"],
+        ),
+        (
+            "{disk: ssd}",
+            "{disk: 'solid state'}",
+            &[
+                "cluster.yaml:20:78",
+                "solid state",
+                "value of the label `disk`",
+            ],
+        ),
+        (
+            "{disk: ssd}",
+            "{-disk: ssd}",
+            &[
+                "cluster.yaml:20:79",
+                "`-disk` cannot be a label's key",
+                "example.com/disk",
+            ],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "taints: [gpu]",
+            &[
+                "cluster.yaml:20:72",
+                "`gpu` is not a taint",
+                "it has no effect",
+                "key=value:Effect",
+            ],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "taints: ['gpu=a b:NoSchedule']",
+            &["cluster.yaml:20:72", "gpu=a b"],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "taints: ['gpu:NoStart']",
+            &[
+                "cluster.yaml:20:72",
+                "`NoStart` is not an effect",
+                "PreferNoSchedule",
+            ],
+        ),
+        (
+            "labels: {disk: ssd}",
+            "taints: ['a=1:NoExecute', 'a=2:NoExecute']",
+            &["cluster.yaml:20:89", "given twice"],
+        ),
+        (
+            "  cpus: 2\n",
+            "  cpus: 2\n  labels: {a/b/c: x}\n",
+            &["cluster.yaml:13:19", "`a/b/c` cannot be a label's key"],
+        ),
     ];
     for (from, to, wanted) in cases {
         let said = refusal(from, to);
         for words in *wanted {
-            assert!(said.contains(words), "`{from}` -> `{to}`: `{words}` is not in:\n{said}");
+            assert!(
+                said.contains(words),
+                "`{from}` -> `{to}`: `{words}` is not in:\n{said}"
+            );
         }
     }
 }
 
 #[test]
 fn labels_and_taints_of_the_defaults_and_of_the_node() {
-    let text = GOOD.replace("  cpus: 2\n", "  cpus: 2\n  labels: {tier: gold, disk: hdd}\n  taints: ['gpu=true:NoSchedule']\n");
-    let plan = plan(&text.replace("labels: {disk: ssd}", "labels: {disk: ssd}, taints: ['only:NoExecute']"));
-    let taints = |node: usize| plan.nodes[node].taints.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!((plan.nodes[0].labels["tier"].as_str(), plan.nodes[0].labels["disk"].as_str()), ("gold", "hdd"));
-    assert_eq!((plan.nodes[1].labels["tier"].as_str(), plan.nodes[1].labels["disk"].as_str()), ("gold", "ssd"));
-    assert_eq!((taints(0), taints(1)), (vec!["gpu=true:NoSchedule".to_owned()], vec!["only:NoExecute".to_owned()]));
+    let text = GOOD.replace(
+        "  cpus: 2\n",
+        "  cpus: 2\n  labels: {tier: gold, disk: hdd}\n  taints: ['gpu=true:NoSchedule']\n",
+    );
+    let plan = plan(&text.replace(
+        "labels: {disk: ssd}",
+        "labels: {disk: ssd}, taints: ['only:NoExecute']",
+    ));
+    let taints = |node: usize| {
+        plan.nodes[node]
+            .taints
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (
+            plan.nodes[0].labels["tier"].as_str(),
+            plan.nodes[0].labels["disk"].as_str()
+        ),
+        ("gold", "hdd")
+    );
+    assert_eq!(
+        (
+            plan.nodes[1].labels["tier"].as_str(),
+            plan.nodes[1].labels["disk"].as_str()
+        ),
+        ("gold", "ssd")
+    );
+    assert_eq!(
+        (taints(0), taints(1)),
+        (
+            vec!["gpu=true:NoSchedule".to_owned()],
+            vec!["only:NoExecute".to_owned()]
+        )
+    );
     assert_eq!(plan.member(&plan.nodes[1]).taints, plan.nodes[1].taints);
 }
 
 #[test]
 fn a_duplicate_key_is_refused() {
     let said = refusal("  cpus: 2\n", "  cpus: 2\n  cpus: 4\n");
-    assert!(said.contains("duplicate") && said.contains("cpus"), "{said}");
+    assert!(
+        said.contains("duplicate") && said.contains("cpus"),
+        "{said}"
+    );
 }
 
 #[test]
 fn all_problems_are_told_at_once() {
-    let said = refusal("  memory: 4GiB\n  disk: 40GiB\n  gateway: 192.168.3.1\n", "  memory: 1MiB\n  disk: 1MiB\n");
-    assert!(said.contains("memory") && said.contains("disk") && said.contains("no gateway"), "{said}");
+    let said = refusal(
+        "  memory: 4GiB\n  disk: 40GiB\n  gateway: 192.168.3.1\n",
+        "  memory: 1MiB\n  disk: 1MiB\n",
+    );
+    assert!(
+        said.contains("memory") && said.contains("disk") && said.contains("no gateway"),
+        "{said}"
+    );
 }
 
 #[test]
 fn rendered_artefacts() {
-    use nodegraft::mark::Mark;
-    use nodegraft::ownership::Owner;
-    use nodegraft::plan::{HostFacts, HostKey};
-    let plan = plan(&GOOD.replace("name: worker-2", "name: worker-2, mac: '52:54:00:aa:bb:cc', mtu: 1400, search: [lan]"));
+    use nodegraft::core::mark::Mark;
+    use nodegraft::core::ownership::Owner;
+    use nodegraft::core::plan::{HostFacts, HostKey};
+    let plan = plan(&GOOD.replace(
+        "name: worker-2",
+        "name: worker-2, mac: '52:54:00:aa:bb:cc', mtu: 1400, search: [lan]",
+    ));
     let node = &plan.nodes[1];
-    let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: Some("PRIVATE".into()) };
-    let facts = HostFacts { virt_type: "kvm".into(), disk_path: "/pool/disk".into(), seed_path: "/pool/seed".into() };
-    let owner = Owner { cluster: "homelab".into(), node: node.name.clone(), instance: "0123456789abcdef0123456789abcdef".into() };
-    let mark = Mark { host_key: key.public.clone(), made_with: node.made_with(), ..Mark::new(owner, &node.address, Vec::new()) };
+    let key = HostKey {
+        public: "ssh-ed25519 PUBLIC".into(),
+        private: Some("PRIVATE".into()),
+    };
+    let facts = HostFacts {
+        virt_type: "kvm".into(),
+        disk_path: "/pool/disk".into(),
+        seed_path: "/pool/seed".into(),
+    };
+    let owner = Owner {
+        cluster: "homelab".into(),
+        node: node.name.clone(),
+        instance: "0123456789abcdef0123456789abcdef".into(),
+    };
+    let mark = Mark {
+        host_key: key.public.clone(),
+        made_with: node.made_with(),
+        ..Mark::new(owner, &node.address, Vec::new())
+    };
     let domain = plan.domain_xml(node, &facts, &mark).unwrap();
     assert!(!domain.contains("PRIVATE"));
     let mut all = domain;
-    for (name, text) in plan.seed_files(node, &mark.owner.instance, &key, &["ssh-ed25519 LOGIN".into()]).unwrap() {
+    for (name, text) in plan
+        .seed_files(
+            node,
+            &mark.owner.instance,
+            &key,
+            &["ssh-ed25519 LOGIN".into()],
+        )
+        .unwrap()
+    {
         all.push_str(&format!("\n--- {name}\n{text}"));
     }
     for step in &node.steps {
         all.push_str(&format!("\n--- {}\n{}", step.name, step.script));
     }
-    all.push_str(&plan.bootstrap_kubeconfig("https://192.168.3.101:6443", "Q0E=", "abcdef.0123456789abcdef").unwrap());
+    all.push_str(
+        &plan
+            .bootstrap_kubeconfig(
+                "https://192.168.3.101:6443",
+                "Q0E=",
+                "abcdef.0123456789abcdef",
+            )
+            .unwrap(),
+    );
     insta::assert_snapshot!(all);
 }
 
 #[test]
 fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
-    use nodegraft::plan::HostKey;
+    use nodegraft::core::plan::HostKey;
     let plan = plan(GOOD);
     let files = |private: Option<&str>| {
-        let key = HostKey { public: "ssh-ed25519 PUBLIC".into(), private: private.map(str::to_owned) };
+        let key = HostKey {
+            public: "ssh-ed25519 PUBLIC".into(),
+            private: private.map(str::to_owned),
+        };
         plan.seed_files(&plan.nodes[0], "0123", &key, &[]).unwrap()
     };
     let (full, blank) = (files(Some("PRIVATE")), files(None));
@@ -209,17 +453,26 @@ fn every_rendered_script_passes_shellcheck() {
             "defaults:\n  vars: {ntp_servers: [ntp.lan], apt_sources: ['deb http://m/ x main'], registry_mirrors: ['https://m']}\n",
         )
         .replace("package: kubelet", &format!("url: http://h/kubelet, sha256: {}", "a".repeat(64)));
-    let docker = GOOD
-        .replace("debian-containerd", "debian-docker")
-        .replace("{version: 1.35.4, package: kubelet}", "{version: 1.18.3, file: ./kubelet}");
-    let centos = GOOD
-        .replace("debian-containerd", "centos7-docker")
-        .replace("{version: 1.35.4, package: kubelet}", "{version: 1.18.3, package: kubelet-1.18.3}");
+    let docker = GOOD.replace("debian-containerd", "debian-docker").replace(
+        "{version: 1.35.4, package: kubelet}",
+        "{version: 1.18.3, file: ./kubelet}",
+    );
+    let centos = GOOD.replace("debian-containerd", "centos7-docker").replace(
+        "{version: 1.35.4, package: kubelet}",
+        "{version: 1.18.3, package: kubelet-1.18.3}",
+    );
     for spec in [GOOD, &containerd, &docker, &centos] {
         let plan = plan(spec);
-        let steps = plan.nodes[0].steps.iter().map(|step| (step.name.clone(), step.script.clone()));
-        let join =
-            ["join/reset.sh", "join/start.sh"].map(|name| (name.to_owned(), plan.templates.render(name, &serde_json::json!({})).unwrap()));
+        let steps = plan.nodes[0]
+            .steps
+            .iter()
+            .map(|step| (step.name.clone(), step.script.clone()));
+        let join = ["join/reset.sh", "join/start.sh"].map(|name| {
+            (
+                name.to_owned(),
+                plan.templates.render(name, &serde_json::json!({})).unwrap(),
+            )
+        });
         for (name, script) in steps.chain(join) {
             let mut check = Command::new("shellcheck")
                 .args(["-s", "bash", "-"])
@@ -227,9 +480,18 @@ fn every_rendered_script_passes_shellcheck() {
                 .stdout(Stdio::piped())
                 .spawn()
                 .expect("shellcheck is installed by `make check`");
-            check.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+            check
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(script.as_bytes())
+                .unwrap();
             let output = check.wait_with_output().unwrap();
-            assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stdout));
+            assert!(
+                output.status.success(),
+                "{name}:\n{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
     }
 }
@@ -237,8 +499,14 @@ fn every_rendered_script_passes_shellcheck() {
 /// What the seed's chapter 7 makes with four `kubectl config` commands.
 #[test]
 fn the_bootstrap_kubeconfig_is_the_seeds() {
-    let templates = nodegraft::template::Templates::built_in();
-    let text = nodegraft::plan::bootstrap_kubeconfig(&templates, "https://192.168.3.101:6443", "Q0E=", "398c7c.b18a35f794625922").unwrap();
+    let templates = nodegraft::core::template::Templates::built_in();
+    let text = nodegraft::core::plan::bootstrap_kubeconfig(
+        &templates,
+        "https://192.168.3.101:6443",
+        "Q0E=",
+        "398c7c.b18a35f794625922",
+    )
+    .unwrap();
     let made: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     let seed = serde_json::json!({
         "apiVersion": "v1",

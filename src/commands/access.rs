@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::{Setting, cluster_of};
 use crate::cli::{self, Output};
-use crate::cluster::Cluster;
-use crate::cluster::access::{BOOTSTRAPPERS, Binding, NODES, Right};
-use crate::error::{Exit, Result};
+use crate::core::error::{Exit, Result};
+use crate::rooms::cluster::Cluster;
+use crate::rooms::cluster::access::{BOOTSTRAPPERS, Binding, NODES, Right};
 use crate::ui;
 
 /// A right, whether it is there, and through which bindings.
@@ -28,13 +28,24 @@ pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
             } else {
                 ui::print_data(&answers, setting.output)?
             }
-            Ok(if answers[0].allowed { Exit::Done } else { Exit::Unfit })
+            Ok(if answers[0].allowed {
+                Exit::Done
+            } else {
+                Exit::Unfit
+            })
         }
-        cli::Access::Grant { cluster, group, no_auto_approve } => {
+        cli::Access::Grant {
+            cluster,
+            group,
+            no_auto_approve,
+        } => {
             let cluster = cluster_of(cluster, setting).await?;
             for binding in Binding::granted(group, !no_auto_approve) {
                 cluster.bind(&binding).await?;
-                ui::print(&format!("{}: {} -> {}\n", binding.name, binding.group, binding.role))?;
+                ui::print(&format!(
+                    "{}: {} -> {}\n",
+                    binding.name, binding.group, binding.role
+                ))?;
             }
             Ok(Exit::Done)
         }
@@ -42,7 +53,11 @@ pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
             let cluster = cluster_of(cluster, setting).await?;
             for binding in Binding::granted(BOOTSTRAPPERS, true) {
                 let ours = cluster.unbind(&binding.name).await?;
-                ui::print(&if ours { format!("{} removed\n", binding.name) } else { format!("{}: none of ours\n", binding.name) })?;
+                ui::print(&if ours {
+                    format!("{} removed\n", binding.name)
+                } else {
+                    format!("{}: none of ours\n", binding.name)
+                })?;
             }
             Ok(Exit::Done)
         }
@@ -54,9 +69,24 @@ async fn check(cluster: &Cluster, extra: &[String]) -> Result<Vec<Answer>> {
     groups.extend(extra.iter().map(String::as_str));
     let token = "system:bootstrap:000000";
     let questions: [(&str, &str, &[&str], Right); 3] = [
-        ("tokens may ask for certificates", token, &groups, Right::Request),
-        ("client requests are approved by the controllers", token, &groups, Right::ClientApproval),
-        ("renewals are approved by the controllers", "system:node:any", &[NODES], Right::RenewalApproval),
+        (
+            "tokens may ask for certificates",
+            token,
+            &groups,
+            Right::Request,
+        ),
+        (
+            "client requests are approved by the controllers",
+            token,
+            &groups,
+            Right::ClientApproval,
+        ),
+        (
+            "renewals are approved by the controllers",
+            "system:node:any",
+            &[NODES],
+            Right::RenewalApproval,
+        ),
     ];
     let mut answers = Vec::new();
     for (right, user, groups, asked) in questions {
@@ -72,7 +102,12 @@ async fn check(cluster: &Cluster, extra: &[String]) -> Result<Vec<Answer>> {
                 Some("nodegraft access grant; without it a node drops out when its first certificate ends".to_owned())
             }
         };
-        answers.push(Answer { right, allowed, bindings: cluster.bindings_of(asked.role(), groups).await?, help });
+        answers.push(Answer {
+            right,
+            allowed,
+            bindings: cluster.bindings_of(asked.role(), groups).await?,
+            help,
+        });
     }
     Ok(answers)
 }
@@ -81,7 +116,11 @@ fn text(answers: &[Answer]) -> String {
     let mut text = String::new();
     for answer in answers {
         let word = if answer.allowed { "yes" } else { "no" };
-        let through = if answer.bindings.is_empty() { String::new() } else { format!("  (by {})", answer.bindings.join(", ")) };
+        let through = if answer.bindings.is_empty() {
+            String::new()
+        } else {
+            format!("  (by {})", answer.bindings.join(", "))
+        };
         text.push_str(&format!("{word:<4} {}{through}\n", answer.right));
         if let Some(help) = &answer.help {
             text.push_str(&format!("     -> {help}\n"));

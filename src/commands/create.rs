@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::image::{PREPARED, active_pool, template_names};
 use super::{Setting, up};
 use crate::cli::{self, OnFailure, Output};
-use crate::error::{Context, Error, Exit, Result};
-use crate::first_boot::is_red_hat;
-use crate::libvirt::Host;
-use crate::plan::Plan;
-use crate::spec::{FirstBoot, Network, Size, Spec, is_node_name};
-use crate::state::StateDir;
+use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::first_boot::is_red_hat;
+use crate::core::plan::Plan;
+use crate::core::spec::{FirstBoot, Network, Size, Spec, is_node_name};
+use crate::rooms::libvirt::Host;
+use crate::rooms::state::StateDir;
 use crate::ui;
 use crate::ui::prompt::{Prompt, Question};
 
@@ -39,7 +39,10 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     } else {
         ""
     };
-    prompt.say(&format!("\nthe guest's network, by {reader}, on the interface with the MAC {}:{note}\n{network}", node.mac));
+    prompt.say(&format!(
+        "\nthe guest's network, by {reader}, on the interface with the MAC {}:{note}\n{network}",
+        node.mac
+    ));
     if !prompt.confirm("Go on with this?", true)? {
         return Err(Error::new("nothing was made").with_exit(Exit::Refused));
     }
@@ -48,9 +51,24 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     let file = state.log(&node.name, "spec.yaml")?;
     std::fs::write(&file, &text).doing(format!("writing {}", file.display()))?;
     let key = state.login_key_path(None);
-    let exit = up::run_plan(plan, &up::Manner::one(if args.undo { OnFailure::Undo } else { OnFailure::Keep }), &file, setting).await?;
+    let exit = up::run_plan(
+        plan,
+        &up::Manner::one(if args.undo {
+            OnFailure::Undo
+        } else {
+            OnFailure::Keep
+        }),
+        &file,
+        setting,
+    )
+    .await?;
     if exit == Exit::Done && setting.output == Output::Text {
-        ui::print(&format!("ssh -i {} {}@{}\n", key.display(), node.user, node.ip))?;
+        ui::print(&format!(
+            "ssh -i {} {}@{}\n",
+            key.display(),
+            node.user,
+            node.ip
+        ))?;
     }
     Ok(exit)
 }
@@ -60,14 +78,26 @@ async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> 
     let host = Host::open(&args.host.uri).await?;
     let pool = active_pool(&host, &args.host.pool).await?;
     let volumes = template_names(&pool);
-    let question =
-        Question { flag: "--template", text: "Template volume", given: args.template.as_deref(), default: volumes.first().cloned() };
-    let known = |name: &str| {
-        if volumes.iter().any(|volume| volume == name) { Ok(name.to_owned()) } else { Err(format!("the pool has: {}", volumes.join(", "))) }
+    let question = Question {
+        flag: "--template",
+        text: "Template volume",
+        given: args.template.as_deref(),
+        default: volumes.first().cloned(),
     };
-    let template = prompt
-        .ask(&question, known)
-        .map_err(|error| if volumes.is_empty() { error.with_help("put a qcow2 image into the pool first") } else { error })?;
+    let known = |name: &str| {
+        if volumes.iter().any(|volume| volume == name) {
+            Ok(name.to_owned())
+        } else {
+            Err(format!("the pool has: {}", volumes.join(", ")))
+        }
+    };
+    let template = prompt.ask(&question, known).map_err(|error| {
+        if volumes.is_empty() {
+            error.with_help("put a qcow2 image into the pool first")
+        } else {
+            error
+        }
+    })?;
     prompt.say(&format!(
         "the pool {} is active, {} free, and has the template {template}",
         args.host.pool,
@@ -78,32 +108,80 @@ async fn choose_template(args: &cli::Create, prompt: &Prompt) -> Result<String> 
 
 /// The spec that the answers amount to.
 fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<String> {
-    let ask = |flag, text, given: &Option<String>, default: Option<String>, read: &dyn Fn(&str) -> Result<String, String>| {
-        prompt.ask(&Question { flag, text, given: given.as_deref(), default }, read)
+    let ask = |flag,
+               text,
+               given: &Option<String>,
+               default: Option<String>,
+               read: &dyn Fn(&str) -> Result<String, String>| {
+        prompt.ask(
+            &Question {
+                flag,
+                text,
+                given: given.as_deref(),
+                default,
+            },
+            read,
+        )
     };
     let name = ask("--name", "Name of the VM", &args.name, None, &|text| {
-        if is_node_name(text) { Ok(text.to_owned()) } else { Err("use lower-case letters, digits, `-` and `.`".into()) }
+        if is_node_name(text) {
+            Ok(text.to_owned())
+        } else {
+            Err("use lower-case letters, digits, `-` and `.`".into())
+        }
     })?;
-    let disk = ask("--disk", "Disk, in G", &args.disk, Some("40".into()), &|text| size(text, 'G'))?;
-    let memory = ask("--memory", "Memory, in M", &args.memory, Some("4096".into()), &|text| size(text, 'M'))?;
+    let disk = ask(
+        "--disk",
+        "Disk, in G",
+        &args.disk,
+        Some("40".into()),
+        &|text| size(text, 'G'),
+    )?;
+    let memory = ask(
+        "--memory",
+        "Memory, in M",
+        &args.memory,
+        Some("4096".into()),
+        &|text| size(text, 'M'),
+    )?;
     let cpus = ask("--cpus", "CPUs", &args.cpus, Some("2".into()), &|text| {
-        text.parse::<u32>().ok().filter(|n| *n > 0).map(|n| n.to_string()).ok_or_else(|| "a number from 1 on".into())
+        text.parse::<u32>()
+            .ok()
+            .filter(|n| *n > 0)
+            .map(|n| n.to_string())
+            .ok_or_else(|| "a number from 1 on".into())
     })?;
     // The seed's habit: a VM named after its address.
     let likely = name.parse::<IpAddr>().is_ok().then(|| name.clone());
-    let address = ask("--address", "Address (with or without /PREFIX)", &args.address, likely, &|text| {
-        let bare = text.split('/').next().unwrap_or_default();
-        match (bare.parse::<IpAddr>(), text.contains('/'), text.parse::<IpNet>()) {
-            (Ok(_), false, _) | (Ok(_), true, Ok(_)) => Ok(text.to_owned()),
-            _ => Err("an address such as 192.168.3.104, or 192.168.3.104/24".into()),
-        }
-    })?;
+    let address = ask(
+        "--address",
+        "Address (with or without /PREFIX)",
+        &args.address,
+        likely,
+        &|text| {
+            let bare = text.split('/').next().unwrap_or_default();
+            match (
+                bare.parse::<IpAddr>(),
+                text.contains('/'),
+                text.parse::<IpNet>(),
+            ) {
+                (Ok(_), false, _) | (Ok(_), true, Ok(_)) => Ok(text.to_owned()),
+                _ => Err("an address such as 192.168.3.104, or 192.168.3.104/24".into()),
+            }
+        },
+    )?;
     let net: IpNet = if address.contains('/') {
-        address.parse().map_err(|_| Error::new("the address does not parse"))?
+        address
+            .parse()
+            .map_err(|_| Error::new("the address does not parse"))?
     } else {
-        let mask = ask("--netmask", "Netmask", &args.netmask, Some("255.255.255.0".into()), &|text| {
-            with_mask(&address, text).map(|_| text.to_owned())
-        })?;
+        let mask = ask(
+            "--netmask",
+            "Netmask",
+            &args.netmask,
+            Some("255.255.255.0".into()),
+            &|text| with_mask(&address, text).map(|_| text.to_owned()),
+        )?;
         with_mask(&address, &mask).map_err(Error::new)?
     };
     let inside = |text: &str| match text.parse::<IpAddr>() {
@@ -111,10 +189,24 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
         Ok(_) => Err(format!("it must be another address in {}", net.trunc())),
         Err(_) => Err("an address".to_owned()),
     };
-    let gateway = ask("--gateway", "Gateway", &args.gateway, net.hosts().next().map(|first| first.to_string()), &inside)?;
-    let dns = ask("--dns", "DNS server", &args.dns, Some(gateway.clone()), &|text| {
-        text.parse::<IpAddr>().map(|_| text.to_owned()).map_err(|_| "an address".into())
-    })?;
+    let gateway = ask(
+        "--gateway",
+        "Gateway",
+        &args.gateway,
+        net.hosts().next().map(|first| first.to_string()),
+        &inside,
+    )?;
+    let dns = ask(
+        "--dns",
+        "DNS server",
+        &args.dns,
+        Some(gateway.clone()),
+        &|text| {
+            text.parse::<IpAddr>()
+                .map(|_| text.to_owned())
+                .map_err(|_| "an address".into())
+        },
+    )?;
     let network = match (&args.bridge, &args.network) {
         (Some(bridge), _) => Network::Bridge(bridge.clone()),
         (None, Some(network)) => Network::Network(network.clone()),
@@ -151,9 +243,15 @@ fn first_boot(args: &cli::Create, template: &str) -> FirstBoot {
 /// What `--join` adds: the cluster, the steps, the kubelet.
 fn join(args: &cli::Create, spec: &mut Value) -> Result<()> {
     let needs = |flag: &str| Error::new(format!("--join needs {flag}")).with_exit(Exit::Usage);
-    let kubelet = args.kubelet.as_deref().ok_or_else(|| needs("--kubelet VERSION"))?;
+    let kubelet = args
+        .kubelet
+        .as_deref()
+        .ok_or_else(|| needs("--kubelet VERSION"))?;
     let profile = args.profile.as_deref().ok_or_else(|| needs("--profile"))?;
-    let package = args.kubelet_package.clone().unwrap_or_else(|| "kubelet".into());
+    let package = args
+        .kubelet_package
+        .clone()
+        .unwrap_or_else(|| "kubelet".into());
     spec["cluster"] = json!({"name": args.cluster_name, "kubeconfig": args.kubeconfig});
     spec["nodes"][0]["profile"] = json!(profile);
     spec["nodes"][0]["kubelet"] = json!({"version": kubelet, "package": package});
@@ -162,12 +260,18 @@ fn join(args: &cli::Create, spec: &mut Value) -> Result<()> {
 
 /// `40` in the question's own unit, or a size with its unit.
 fn size(text: &str, unit: char) -> Result<String, String> {
-    let spelled = if text.chars().all(|c| c.is_ascii_digit()) { format!("{text}{unit}") } else { text.to_owned() };
+    let spelled = if text.chars().all(|c| c.is_ascii_digit()) {
+        format!("{text}{unit}")
+    } else {
+        text.to_owned()
+    };
     spelled.parse::<Size>().map(|size| size.to_string())
 }
 
 fn with_mask(address: &str, mask: &str) -> Result<IpNet, String> {
-    let ip: IpAddr = address.parse().map_err(|_| format!("{address} is not an address"))?;
+    let ip: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{address} is not an address"))?;
     let prefix = match mask.trim_start_matches('/').parse::<u8>() {
         Ok(prefix) => prefix,
         Err(_) => mask
@@ -193,8 +297,16 @@ mod tests {
 
     #[test]
     fn masks_come_in_both_forms() {
-        assert_eq!(with_mask("192.168.3.104", "255.255.255.0").unwrap().to_string(), "192.168.3.104/24");
-        assert_eq!(with_mask("192.168.3.104", "/16").unwrap().to_string(), "192.168.3.104/16");
+        assert_eq!(
+            with_mask("192.168.3.104", "255.255.255.0")
+                .unwrap()
+                .to_string(),
+            "192.168.3.104/24"
+        );
+        assert_eq!(
+            with_mask("192.168.3.104", "/16").unwrap().to_string(),
+            "192.168.3.104/16"
+        );
         for bad in ["255.0.255.0", "33", "mask", ""] {
             assert!(with_mask("192.168.3.104", bad).is_err(), "{bad}");
         }

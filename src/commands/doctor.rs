@@ -4,17 +4,20 @@ use std::path::Path;
 
 use super::{Setting, load_spec, open_cluster};
 use crate::cli::{self, Output};
-use crate::error::{Error, Exit, Result, one_line};
-use crate::guestfs;
-use crate::libvirt::Host;
-use crate::plan;
-use crate::spec;
-use crate::stages::preflight::{self, Finding, State};
+use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::finding::{Finding, State};
+use crate::core::plan;
+use crate::core::spec;
+use crate::rooms::guestfs;
+use crate::rooms::libvirt::Host;
+use crate::stages::preflight;
 use crate::ui;
 
 pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
     let spec = args.file.as_deref().map(load_spec).transpose()?;
-    let host_spec = spec.as_ref().map_or_else(spec::Host::default, |spec| spec.host.clone());
+    let host_spec = spec
+        .as_ref()
+        .map_or_else(spec::Host::default, |spec| spec.host.clone());
     let mut findings = tools();
     findings.extend(host(&host_spec).await);
     findings.extend(cluster(spec.as_ref(), setting).await);
@@ -22,11 +25,20 @@ pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
         Output::Json | Output::Yaml => ui::print_data(&findings, setting.output)?,
         Output::Text => ui::print(&ui::findings(&findings))?,
     }
-    Ok(if findings.iter().any(|finding| finding.state == State::Bad) { Exit::Unfit } else { Exit::Done })
+    Ok(
+        if findings.iter().any(|finding| finding.state == State::Bad) {
+            Exit::Unfit
+        } else {
+            Exit::Done
+        },
+    )
 }
 
 fn bad(error: &Error) -> Finding {
-    Finding::bad(one_line(error), error.help().unwrap_or("see the cause above"))
+    Finding::bad(
+        one_line(error),
+        error.help().unwrap_or("see the cause above"),
+    )
 }
 
 /// Programs that `nodegraft ssh` and people use; the pipeline itself needs one, and that only for images without cloud-init.
@@ -35,7 +47,11 @@ fn tools() -> Vec<Finding> {
     let known = [
         ("ssh", "openssh-client", "`nodegraft ssh` needs it"),
         ("virsh", "libvirt-clients", "handy beside nodegraft"),
-        (guestfs::PROGRAM, "guestfs-tools", "templates without cloud-init need it"),
+        (
+            guestfs::PROGRAM,
+            "guestfs-tools",
+            "templates without cloud-init need it",
+        ),
     ];
     known
         .into_iter()
@@ -43,7 +59,10 @@ fn tools() -> Vec<Finding> {
             if std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
                 Finding::good(format!("{tool} is installed"))
             } else {
-                Finding::doubtful(format!("{tool} is not installed: {why}"), format!("apt-get install {package}"))
+                Finding::doubtful(
+                    format!("{tool} is not installed: {why}"),
+                    format!("apt-get install {package}"),
+                )
             }
         })
         .collect()
@@ -55,7 +74,10 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
         Err(error) => return vec![bad(&error)],
     };
     let mut findings = vec![match host.versions().await {
-        Ok((libvirt, hypervisor)) => Finding::good(format!("libvirt {libvirt} answers at {}, hypervisor {hypervisor}", spec.uri)),
+        Ok((libvirt, hypervisor)) => Finding::good(format!(
+            "libvirt {libvirt} answers at {}, hypervisor {hypervisor}",
+            spec.uri
+        )),
         Err(error) => bad(&error),
     }];
     let pool = host.pool(&spec.pool, |_| false).await;
@@ -67,13 +89,19 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
         Err(error) => findings.push(bad(&error)),
     }
     if host.is_local() && Path::new("/dev/kvm").exists() {
-        findings.push(match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            Ok(_) => Finding::good("/dev/kvm can be opened"),
-            Err(error) => Finding::doubtful(
-                format!("/dev/kvm cannot be opened by you: {error}"),
-                "libvirt opens it itself; join the group kvm for use without libvirt",
-            ),
-        });
+        findings.push(
+            match std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+            {
+                Ok(_) => Finding::good("/dev/kvm can be opened"),
+                Err(error) => Finding::doubtful(
+                    format!("/dev/kvm cannot be opened by you: {error}"),
+                    "libvirt opens it itself; join the group kvm for use without libvirt",
+                ),
+            },
+        );
     }
     findings
 }
@@ -91,11 +119,18 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
-        None => plan::Cluster::of_kubeconfig(&std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()), None),
+        None => plan::Cluster::of_kubeconfig(
+            &std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
+            None,
+        ),
     };
-    let Some(source) = source.source else { return vec![Finding::good("the spec joins no cluster")] };
+    let Some(source) = source.source else {
+        return vec![Finding::good("the spec joins no cluster")];
+    };
     match open_cluster(&source).await {
-        Ok(cluster) => preflight::cluster(&cluster).await.unwrap_or_else(|error| vec![bad(&error)]),
+        Ok(cluster) => preflight::cluster(&cluster)
+            .await
+            .unwrap_or_else(|error| vec![bad(&error)]),
         Err(error) => vec![bad(&error)],
     }
 }

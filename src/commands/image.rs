@@ -5,16 +5,17 @@ use std::path::Path;
 
 use super::Setting;
 use crate::cli;
-use crate::error::{Error, Exit, Result};
-use crate::first_boot;
-use crate::guestfs;
-use crate::libvirt::Host;
-use crate::libvirt::storage::{Pool, Volume};
-use crate::mark::{Claimed, Mark, escape};
-use crate::ownership::Owner;
-use crate::process;
-use crate::spec::VirtType;
-use crate::stages::preflight::{State, injection, virt_type};
+use crate::core::error::{Error, Exit, Result};
+use crate::core::finding::State;
+use crate::core::first_boot;
+use crate::core::mark::{Claimed, Mark, escape};
+use crate::core::ownership::Owner;
+use crate::core::spec::VirtType;
+use crate::rooms::guestfs;
+use crate::rooms::libvirt::Host;
+use crate::rooms::libvirt::storage::{Pool, Volume};
+use crate::rooms::process;
+use crate::stages::preflight::{injection, virt_type};
 use crate::ui;
 
 pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
@@ -25,8 +26,13 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
     let found = active_pool(&host, pool).await?;
     let Some(template) = host.volume(pool, source).await? else {
         let templates = template_names(&found);
-        let has = if templates.is_empty() { "no qcow2 volume".to_owned() } else { templates.join(", ") };
-        return Err(unfit(format!("the pool {pool} has no volume {source}")).with_help(format!("it has: {has}")));
+        let has = if templates.is_empty() {
+            "no qcow2 volume".to_owned()
+        } else {
+            templates.join(", ")
+        };
+        return Err(unfit(format!("the pool {pool} has no volume {source}"))
+            .with_help(format!("it has: {has}")));
     };
     if host.volume(pool, &target).await?.is_some() {
         return Err(unfit(format!("the pool {pool} has a volume {target} already"))
@@ -56,24 +62,49 @@ async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
     if let Some(uuid) = host.uuid_of(&name).await?
         && let Some(earlier) = host.domain(&uuid).await?
     {
-        let theirs = earlier.owner().filter(|theirs| theirs.cluster == PREPARE && theirs.node == owner.node);
+        let theirs = earlier
+            .owner()
+            .filter(|theirs| theirs.cluster == PREPARE && theirs.node == owner.node);
         let Some(theirs) = theirs else {
-            return Err(Error::new(format!("the name {name} is taken by a domain that is not ours"))
-                .with_help("name another volume with --as")
-                .with_exit(Exit::Unfit));
+            return Err(Error::new(format!(
+                "the name {name} is taken by a domain that is not ours"
+            ))
+            .with_help("name another volume with --as")
+            .with_exit(Exit::Unfit));
         };
-        let by = earlier.mark.as_ref().and_then(|mark| mark.by.as_deref()).unwrap_or_default();
+        let by = earlier
+            .mark
+            .as_ref()
+            .and_then(|mark| mark.by.as_deref())
+            .unwrap_or_default();
         if process::may_live(by) {
-            return Err(Error::new(format!("another `image prepare` is making {} (host, process and start: {by})", owner.node))
-                .with_help(format!("wait for it; if it is dead: virsh -c '{}' undefine {name}", host.uri()))
-                .with_exit(Exit::Unfit));
+            return Err(Error::new(format!(
+                "another `image prepare` is making {} (host, process and start: {by})",
+                owner.node
+            ))
+            .with_help(format!(
+                "wait for it; if it is dead: virsh -c '{}' undefine {name}",
+                host.uri()
+            ))
+            .with_exit(Exit::Unfit));
         }
         // In the pool that it names, which need not be the one given now.
         let listed = earlier.mark.as_ref().and_then(|mark| mark.volumes.first());
-        release(host, theirs, listed.map_or(&pool.name, |volume| &volume.pool)).await?;
+        release(
+            host,
+            theirs,
+            listed.map_or(&pool.name, |volume| &volume.pool),
+        )
+        .await?;
     }
-    let volumes = vec![Claimed { pool: pool.name.clone(), name: owner.disk() }];
-    let mark = Mark { by: Some(process::this()), ..Mark::new(owner.clone(), "", volumes) };
+    let volumes = vec![Claimed {
+        pool: pool.name.clone(),
+        name: owner.disk(),
+    }];
+    let mark = Mark {
+        by: Some(process::this()),
+        ..Mark::new(owner.clone(), "", volumes)
+    };
     let xml = format!(
         "<domain type='qemu'><name>{}</name><uuid>{}</uuid><metadata>{}</metadata><memory unit='MiB'>64</memory>\
          <os><type arch='x86_64'>hvm</type></os></domain>",
@@ -90,13 +121,27 @@ async fn release(host: &Host, owner: &Owner, pool: &str) -> Result<()> {
     host.undefine(&owner.uuid()).await.map(drop)
 }
 
-async fn make(host: &Host, args: &cli::Prepare, setting: &Setting, template: &Volume, work: &str, target: &str) -> Result<()> {
+async fn make(
+    host: &Host,
+    args: &cli::Prepare,
+    setting: &Setting,
+    template: &Volume,
+    work: &str,
+    target: &str,
+) -> Result<()> {
     let pool = &args.host.pool;
-    host.create_overlay(pool, work, template, template.capacity).await?;
-    let overlay = host.volume(pool, work).await?.ok_or_else(|| Error::new(format!("{work} vanished from the pool {pool}")))?;
+    host.create_overlay(pool, work, template, template.capacity)
+        .await?;
+    let overlay = host
+        .volume(pool, work)
+        .await?
+        .ok_or_else(|| Error::new(format!("{work} vanished from the pool {pool}")))?;
     let kvm = virt_type(host, VirtType::Auto).await?.0 == "kvm";
     let unit = first_boot::unit(&setting.templates()?)?;
-    ui::note(&format!("putting the first-boot unit into a copy of {}", template.name));
+    ui::note(&format!(
+        "putting the first-boot unit into a copy of {}",
+        template.name
+    ));
     tokio::select! {
         biased;
         () = setting.stop.cancelled() => return Err(Error::interrupted()),
@@ -107,11 +152,14 @@ async fn make(host: &Host, args: &cli::Prepare, setting: &Setting, template: &Vo
 }
 
 pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
-    host.pool(name, |_| false).await?.filter(|pool| pool.active).ok_or_else(|| {
-        Error::new(format!("the pool {name} is not there, or not active"))
-            .with_help("see: virsh pool-list --all; name one with --pool")
-            .with_exit(Exit::Unfit)
-    })
+    host.pool(name, |_| false)
+        .await?
+        .filter(|pool| pool.active)
+        .ok_or_else(|| {
+            Error::new(format!("the pool {name} is not there, or not active"))
+                .with_help("see: virsh pool-list --all; name one with --pool")
+                .with_exit(Exit::Unfit)
+        })
 }
 
 /// The volumes that VMs can be cloned from: qcow2, and not ours.
@@ -137,7 +185,10 @@ fn prepared_name(volume: &str) -> String {
 mod tests {
     #[test]
     fn a_prepared_template_is_named_after_its_source() {
-        assert_eq!(super::prepared_name("CentOS7.6.1810.x86_64.qcow2"), "CentOS7.6.1810.x86_64.firstboot.qcow2");
+        assert_eq!(
+            super::prepared_name("CentOS7.6.1810.x86_64.qcow2"),
+            "CentOS7.6.1810.x86_64.firstboot.qcow2"
+        );
         assert_eq!(super::prepared_name("disk"), "disk.firstboot");
     }
 }

@@ -7,38 +7,51 @@ use std::time::{Duration, Instant};
 
 use super::{Setting, joined_cluster, own_login};
 use crate::cli;
-use crate::cluster::Cluster;
-use crate::cluster::access::NeededBy;
-use crate::error::{Context, Error, Exit, Result, one_line};
-use crate::event::{Event, NodeResult, NodeRow};
-use crate::journal::{Journal, Thing};
-use crate::label;
+use crate::core::error::{Context, Error, Exit, Result, one_line};
+use crate::core::event::{Event, NodeResult, NodeRow};
+use crate::core::journal::{Journal, Thing};
+use crate::core::label;
+use crate::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use crate::core::spec::is_node_name;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
-use crate::spec::is_node_name;
-use crate::ssh::Session;
+use crate::rooms::cluster::Cluster;
+use crate::rooms::cluster::access::NeededBy;
+use crate::rooms::ssh::Session;
+use crate::rooms::state::StateDir;
 use crate::stages::candidate::{Candidate, Machine};
 use crate::stages::removal::{Removal, Remover};
 use crate::stages::{access_stages, join_stages};
-use crate::state::StateDir;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     let begun = Instant::now();
-    let labels = args.labels.iter().map(|label| parse_label(label)).collect::<Result<BTreeMap<_, _>>>()?;
+    let labels = args
+        .labels
+        .iter()
+        .map(|label| parse_label(label))
+        .collect::<Result<BTreeMap<_, _>>>()?;
     let (mut terms, cluster) = joined_cluster(&args.cluster, setting).await?;
     terms.server = args.server.clone().or(terms.server);
     terms.access = args.access.map_or(terms.access, super::up::access);
     let _lock = StateDir::open(&terms.name)?.lock()?;
     let machine = open(args, labels, terms, cluster, setting).await?;
     let (once, each) = (access_stages::<Machine>(), join_stages::<Machine>());
-    let names = |stages: &[Box<dyn Stage<Machine>>]| stages.iter().map(|stage| stage.name().to_owned()).collect::<Vec<_>>();
+    let names = |stages: &[Box<dyn Stage<Machine>>]| {
+        stages
+            .iter()
+            .map(|stage| stage.name().to_owned())
+            .collect::<Vec<_>>()
+    };
     let name = machine.member.name.clone();
     let report = Reporter::new(setting.events.clone(), Some(name.clone()), each[0].name());
     // A machine that is in the cluster, or cannot be, needs no binding.
-    let needed = match each[0].check(&machine, &report).await.map_err(|error| error.with_exit(Exit::Unfit))? {
+    let needed = match each[0]
+        .check(&machine, &report)
+        .await
+        .map_err(|error| error.with_exit(Exit::Unfit))?
+    {
         Check::Conflict(error) => return Err(error.with_exit(Exit::Unfit)),
         Check::Needed(_) => true,
         Check::Done(_) => false,
@@ -47,7 +60,10 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         command: "join".into(),
         cluster: machine.terms.name.clone(),
         run_stages: names(&once),
-        nodes: vec![NodeRow { name: name.clone(), stages: names(&each) }],
+        nodes: vec![NodeRow {
+            name: name.clone(),
+            stages: names(&each),
+        }],
     });
     let journal = Journal::default();
     let walk = |stages, subject| Walk {
@@ -63,7 +79,13 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         if result.is_err() {
             clean_up(&machine, &journal, false, setting).await;
         }
-        result.map_err(|error| if error.is_interruption() { error } else { error.with_exit(Exit::Unfit).shown() })?;
+        result.map_err(|error| {
+            if error.is_interruption() {
+                error
+            } else {
+                error.with_exit(Exit::Unfit).shown()
+            }
+        })?;
     }
     let walked = walk(&each, Some(name)).forward().await;
     let left = clean_up(&machine, &journal, walked.result.is_err(), setting).await;
@@ -80,19 +102,37 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
 async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &Setting) -> bool {
     let mut left = Vec::new();
     let things = journal.backward();
-    let bound = things.iter().any(|thing| matches!(thing, Thing::Binding { .. }));
+    let bound = things
+        .iter()
+        .any(|thing| matches!(thing, Thing::Binding { .. }));
     if failed && let Ok(owner) = machine.membership() {
-        let removal = Removal { owner, uuid: None, things, drain: None, looked: None };
+        let removal = Removal {
+            owner,
+            uuid: None,
+            things,
+            drain: None,
+            looked: None,
+        };
         // A stop that ended the join does not end its undoing.
         let stop = tokio_util::sync::CancellationToken::new();
         let remover = Remover::new(None, Some(&machine.cluster), setting.events.clone(), stop);
         left = remover.undo_all(&removal, machine).await.left;
     }
     if bound {
-        left.extend(machine.cluster.release_binding(&machine.terms.name, NeededBy::Tokens).await.err());
+        left.extend(
+            machine
+                .cluster
+                .release_binding(&machine.terms.name, NeededBy::Tokens)
+                .await
+                .err(),
+        );
     }
     for error in &left {
-        setting.events.send(Event::Warning { node: None, message: one_line(error), help: error.help().map(str::to_owned) });
+        setting.events.send(Event::Warning {
+            node: None,
+            message: one_line(error),
+            help: error.help().map(str::to_owned),
+        });
     }
     !left.is_empty()
 }
@@ -105,7 +145,12 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
         Err(error) => (NodeResult::Failed, error.to_string()),
     };
     let count = |wanted| usize::from(result == wanted);
-    setting.events.send(Event::NodeFinished { node: machine.member.name.clone(), result, detail, seconds });
+    setting.events.send(Event::NodeFinished {
+        node: machine.member.name.clone(),
+        result,
+        detail,
+        seconds,
+    });
     setting.events.send(Event::RunFinished {
         command: "join".into(),
         done: count(NodeResult::Done),
@@ -120,7 +165,13 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
 }
 
 /// Logs in and looks at what is there. Changes nothing.
-async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, cluster: Cluster, setting: &Setting) -> Result<Machine> {
+async fn open(
+    args: &cli::Join,
+    labels: BTreeMap<String, String>,
+    terms: Terms,
+    cluster: Cluster,
+    setting: &Setting,
+) -> Result<Machine> {
     let unfit = |error: Error| error.with_exit(Exit::Unfit);
     let target = own_login(&args.host);
     let shell = target.command();
@@ -128,20 +179,35 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
     let session = Session::open(target.clone(), LIMIT)
         .await
         .doing(format!("logging in to {}", args.host))
-        .map_err(|error| unfit(error.with_help(format!("does `{shell}` work without a password?"))))?;
-    let facts = session.output(FACTS, LIMIT).await.doing(format!("looking at {}", args.host)).map_err(unfit)?;
+        .map_err(|error| {
+            unfit(error.with_help(format!("does `{shell}` work without a password?")))
+        })?;
+    let facts = session
+        .output(FACTS, LIMIT)
+        .await
+        .doing(format!("looking at {}", args.host))
+        .map_err(unfit)?;
     let facts = parse_facts(&facts, &args.host).map_err(unfit)?;
-    if facts.own_ca.is_some_and(|ca| !ca.contains(&cluster.ca_pem.replace('\n', ""))) {
+    if facts
+        .own_ca
+        .is_some_and(|ca| !ca.contains(&cluster.ca_pem.replace('\n', "")))
+    {
         return Err(unfit(
             Error::new(format!("{} is the control plane of another cluster: it holds the key of another CA", args.host))
                 .with_help("is that the machine you mean? a join would replace its ca.crt; nothing was changed"),
         ));
     }
-    let name = args.name.clone().or(facts.name_override).unwrap_or_else(|| facts.hostname.to_lowercase());
+    let name = args
+        .name
+        .clone()
+        .or(facts.name_override)
+        .unwrap_or_else(|| facts.hostname.to_lowercase());
     if !is_node_name(&name) {
-        return Err(Error::new(format!("`{name}` cannot name a Kubernetes node"))
-            .with_help("give --name, and the same to the kubelet as --hostname-override")
-            .with_exit(Exit::Usage));
+        return Err(
+            Error::new(format!("`{name}` cannot name a Kubernetes node"))
+                .with_help("give --name, and the same to the kubelet as --hostname-override")
+                .with_exit(Exit::Usage),
+        );
     }
     let serving = args.approve_serving || terms.serving;
     let member = Member {
@@ -153,9 +219,21 @@ async fn open(args: &cli::Join, labels: BTreeMap<String, String>, terms: Terms, 
         kubelet: None,
         serving,
         shell,
-        deadlines: Deadlines { join: args.timeout.0, ready: args.timeout.0, ..DEADLINES },
+        deadlines: Deadlines {
+            join: args.timeout.0,
+            ready: args.timeout.0,
+            ..DEADLINES
+        },
     };
-    Ok(Machine::new(member, facts.machine_id, (target, session), cluster, terms, setting.templates()?, args.reset))
+    Ok(Machine::new(
+        member,
+        facts.machine_id,
+        (target, session),
+        cluster,
+        terms,
+        setting.templates()?,
+        args.reset,
+    ))
 }
 
 /// Four lines, then the kubelet's unit with its drop-ins. The fourth is the CA of a machine that holds the CA's key.
@@ -186,23 +264,46 @@ fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
         ));
     }
     // The last one counts, as for the kubelet.
-    let name_override =
-        unit.rsplit_once("--hostname-override=").map(|(_, rest)| rest.split([' ', '"', '\'']).next().unwrap_or_default().to_owned());
-    Ok(MachineFacts { machine_id, hostname, own_ca: Some(own_ca).filter(|ca| !ca.is_empty()), name_override })
+    let name_override = unit.rsplit_once("--hostname-override=").map(|(_, rest)| {
+        rest.split([' ', '"', '\''])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    });
+    Ok(MachineFacts {
+        machine_id,
+        hostname,
+        own_ca: Some(own_ca).filter(|ca| !ca.is_empty()),
+        name_override,
+    })
 }
 
 fn address_of(host: &str) -> Result<IpAddr> {
-    let resolved = (host, 22).to_socket_addrs().doing(format!("resolving {host}"));
-    let mut found = resolved.map_err(|error| error.with_help("is that its name, and does this machine know it? an address does, too"))?;
-    found.next().map(|address| address.ip()).ok_or_else(|| Error::new(format!("{host} has no address")))
+    let resolved = (host, 22)
+        .to_socket_addrs()
+        .doing(format!("resolving {host}"));
+    let mut found = resolved.map_err(|error| {
+        error.with_help("is that its name, and does this machine know it? an address does, too")
+    })?;
+    found
+        .next()
+        .map(|address| address.ip())
+        .ok_or_else(|| Error::new(format!("{host} has no address")))
 }
 
 fn parse_label(label: &str) -> Result<(String, String)> {
     let refused = |why: String| {
-        Error::new(format!("`{label}` is not a label")).because(Error::new(why)).with_help("write it as key=value").with_exit(Exit::Usage)
+        Error::new(format!("`{label}` is not a label"))
+            .because(Error::new(why))
+            .with_help("write it as key=value")
+            .with_exit(Exit::Usage)
     };
-    let (key, value) = label.split_once('=').ok_or_else(|| refused("it has no `=`".to_owned()))?;
-    label::check_key(key).and_then(|()| label::check_value(value)).map_err(refused)?;
+    let (key, value) = label
+        .split_once('=')
+        .ok_or_else(|| refused("it has no `=`".to_owned()))?;
+    label::check_key(key)
+        .and_then(|()| label::check_value(value))
+        .map_err(refused)?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -214,15 +315,30 @@ mod tests {
     fn a_machine_is_known_by_its_kubelets_own_unit() {
         let unit = "0123abcd\nnode-104\n/usr/bin/kubelet\n\n# /etc/systemd/system/kubelet.service\nExecStart=/usr/bin/kubelet\n# drop-in\nExecStart=\nExecStart=/usr/bin/kubelet --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n  --hostname-override=192.168.3.104 \\\n";
         let facts = parse_facts(unit, "root@n1").unwrap();
-        assert_eq!((facts.machine_id.as_str(), facts.hostname.as_str()), ("0123abcd", "node-104"));
+        assert_eq!(
+            (facts.machine_id.as_str(), facts.hostname.as_str()),
+            ("0123abcd", "node-104")
+        );
         assert_eq!(facts.name_override.as_deref(), Some("192.168.3.104"));
-        assert!(parse_facts("id\nn1\n\n\n", "n1").is_err_and(|error| error.to_string().contains("has no kubelet")));
-        assert!(parse_facts("id\nn1\n/usr/bin/kubelet\n\nExecStart=/usr/bin/kubelet\n", "n1").is_err());
+        assert!(
+            parse_facts("id\nn1\n\n\n", "n1")
+                .is_err_and(|error| error.to_string().contains("has no kubelet"))
+        );
+        assert!(
+            parse_facts(
+                "id\nn1\n/usr/bin/kubelet\n\nExecStart=/usr/bin/kubelet\n",
+                "n1"
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn labels_are_pairs() {
-        assert_eq!(parse_label("disk=ssd").unwrap(), ("disk".into(), "ssd".into()));
+        assert_eq!(
+            parse_label("disk=ssd").unwrap(),
+            ("disk".into(), "ssd".into())
+        );
         for bad in ["disk", "=x", "disk=a b", "-disk=ssd"] {
             assert!(parse_label(bad).is_err(), "{bad}");
         }

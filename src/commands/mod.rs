@@ -19,17 +19,18 @@ use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ClusterArgs, Output, SpecArgs};
-use crate::cluster::Cluster;
-use crate::error::{Context, Error, Exit, Result};
-use crate::libvirt::Host;
+use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
+use crate::core::spec::{Outline, Spec};
+use crate::core::template::Templates;
 use crate::pipeline::stage::Events;
-use crate::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
-use crate::spec::{Outline, Spec};
-use crate::ssh::{Identity, Session, Target, Trust};
+use crate::rooms::cluster::Cluster;
+use crate::rooms::libvirt::Host;
+use crate::rooms::ssh::{Identity, Session, Target, Trust};
+use crate::rooms::state::{StateDir, expand_home, own_public_keys};
+use crate::rooms::template_dir;
 use crate::stages::Run;
 use crate::stages::steps::Shared;
-use crate::state::{StateDir, expand_home, own_public_keys};
-use crate::template::{self, Templates};
 
 /// What every command is given besides its own arguments.
 pub struct Setting {
@@ -43,7 +44,9 @@ impl Setting {
     pub fn templates(&self) -> Result<Templates> {
         match &self.templates {
             None => Ok(Templates::built_in()),
-            Some(dir) => Templates::with(template::load(dir).map_err(|error| error.with_exit(Exit::Refused))?),
+            Some(dir) => Templates::with(
+                template_dir::read(dir).map_err(|error| error.with_exit(Exit::Refused))?,
+            ),
         }
     }
 
@@ -65,15 +68,23 @@ pub fn load_outline(file: &std::path::Path) -> Result<Outline> {
 fn read_spec(file: &std::path::Path) -> Result<String> {
     std::fs::read_to_string(file)
         .doing(format!("reading the spec {}", file.display()))
-        .map_err(|error| error.with_help("write one as the README shows, or name it with -f FILE").with_exit(Exit::Refused))
+        .map_err(|error| {
+            error
+                .with_help("write one as the README shows, or name it with -f FILE")
+                .with_exit(Exit::Refused)
+        })
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
 pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
     let state = StateDir::open(&plan.cluster.name)?;
-    let key = state
-        .login_key(plan.ssh_key.as_deref())
-        .map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Refused) } else { error })?;
+    let key = state.login_key(plan.ssh_key.as_deref()).map_err(|error| {
+        if error.exit().is_none() {
+            error.with_exit(Exit::Refused)
+        } else {
+            error
+        }
+    })?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = cluster_if_any(&plan.cluster).await?;
     let mut authorized_keys = vec![key.public.clone()];
@@ -95,22 +106,31 @@ pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.
-pub async fn joined_cluster(args: &ClusterArgs, setting: &Setting) -> Result<(PlannedCluster, Cluster)> {
+pub async fn joined_cluster(
+    args: &ClusterArgs,
+    setting: &Setting,
+) -> Result<(PlannedCluster, Cluster)> {
     let planned = match &args.file {
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
-        None => PlannedCluster::of_kubeconfig(args.kubeconfig.as_deref().unwrap_or("~/.kube/config"), args.context.clone()),
+        None => PlannedCluster::of_kubeconfig(
+            args.kubeconfig.as_deref().unwrap_or("~/.kube/config"),
+            args.context.clone(),
+        ),
     };
-    let source = planned
-        .source
-        .clone()
-        .ok_or_else(|| Error::new("this spec joins no cluster").with_help("name one with --kubeconfig").with_exit(Exit::Usage))?;
+    let source = planned.source.clone().ok_or_else(|| {
+        Error::new("this spec joins no cluster")
+            .with_help("name one with --kubeconfig")
+            .with_exit(Exit::Usage)
+    })?;
     let cluster = open_cluster(&source).await?;
     Ok((planned, cluster))
 }
 
 /// The connection alone.
 pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster> {
-    joined_cluster(args, setting).await.map(|(_, cluster)| cluster)
+    joined_cluster(args, setting)
+        .await
+        .map(|(_, cluster)| cluster)
 }
 
 /// The planned cluster, or `None` where nothing joins.
@@ -124,15 +144,31 @@ pub async fn cluster_if_any(planned: &PlannedCluster) -> Result<Option<Cluster>>
 /// From a kubeconfig on this machine, or admin.conf and ca.crt of the control plane.
 pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
     match source {
-        ClusterSource::Kubeconfig { path, context } => Cluster::from_file(&expand_home(path), context.as_deref()).await,
+        ClusterSource::Kubeconfig { path, context } => {
+            Cluster::from_file(&expand_home(path), context.as_deref()).await
+        }
         ClusterSource::ControlPlane(at) => {
-            let (kubeconfig, ca) =
-                read_control_plane(at).await.map_err(|error| if error.exit().is_none() { error.with_exit(Exit::Unfit) } else { error })?;
-            let connected = Cluster::from_text(&kubeconfig, &format!("{at}:/etc/kubernetes/admin.conf"), None).await?;
-            if connected.ca_pem.split_whitespace().collect::<String>() != ca.split_whitespace().collect::<String>() {
-                return Err(Error::new(format!("on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"))
-                    .with_help("the control plane's files are of two clusters; renew admin.conf there")
-                    .with_exit(Exit::Unfit));
+            let (kubeconfig, ca) = read_control_plane(at).await.map_err(|error| {
+                if error.exit().is_none() {
+                    error.with_exit(Exit::Unfit)
+                } else {
+                    error
+                }
+            })?;
+            let connected = Cluster::from_text(
+                &kubeconfig,
+                &format!("{at}:/etc/kubernetes/admin.conf"),
+                None,
+            )
+            .await?;
+            if connected.ca_pem.split_whitespace().collect::<String>()
+                != ca.split_whitespace().collect::<String>()
+            {
+                return Err(Error::new(format!(
+                    "on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"
+                ))
+                .with_help("the control plane's files are of two clusters; renew admin.conf there")
+                .with_exit(Exit::Unfit));
             }
             Ok(connected)
         }
@@ -147,8 +183,16 @@ async fn read_control_plane(at: &str) -> Result<(String, String)> {
         .await
         .doing(format!("logging in to the control plane {at}"))
         .map_err(|error| error.with_help(format!("does `{shell}` work without a password?")))?;
-    let read = async |path: &str| session.output(&format!("cat {path}"), LIMIT).await.doing(format!("reading {path} on {at}"));
-    Ok((read("/etc/kubernetes/admin.conf").await?, read("/etc/kubernetes/pki/ca.crt").await?))
+    let read = async |path: &str| {
+        session
+            .output(&format!("cat {path}"), LIMIT)
+            .await
+            .doing(format!("reading {path} on {at}"))
+    };
+    Ok((
+        read("/etc/kubernetes/admin.conf").await?,
+        read("/etc/kubernetes/pki/ca.crt").await?,
+    ))
 }
 
 /// `[user@]host[:port]`, with the user's own keys and known_hosts.
@@ -156,7 +200,9 @@ pub fn own_login(at: &str) -> Target {
     let (user, rest) = at.split_once('@').unwrap_or(("root", at));
     let (host, port) = match rest.rsplit_once(':') {
         // An IPv6 address without brackets has no port behind its last colon.
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().unwrap_or(22)),
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().unwrap_or(22))
+        }
         _ => (rest, 22),
     };
     let dir = expand_home("~/.ssh");

@@ -4,36 +4,61 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 
 use super::{Setting, load_spec};
-use crate::error::{Context, Error, Exit, Result};
-use crate::libvirt::Host;
-use crate::plan::Plan;
+use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::plan::Plan;
+use crate::rooms::libvirt::Host;
+use crate::rooms::state::StateDir;
 use crate::stages::is_claim;
-use crate::state::StateDir;
 
 /// Replaces this process with `ssh`; returns only if that fails.
-pub async fn run(file: &std::path::Path, node: &str, command: &[String], setting: &Setting) -> Result<Exit> {
+pub async fn run(
+    file: &std::path::Path,
+    node: &str,
+    command: &[String],
+    setting: &Setting,
+) -> Result<Exit> {
     let plan = Plan::new(&load_spec(file)?, setting.templates()?, &[node.to_owned()])?;
     let node = &plan.nodes[0];
     let host = Host::open(&plan.host.uri).await?;
     let domains = host.domains().await?;
-    let mark = domains.into_iter().find(|domain| is_claim(domain, &plan.cluster.name, &node.name)).and_then(|domain| domain.mark);
+    let mark = domains
+        .into_iter()
+        .find(|domain| is_claim(domain, &plan.cluster.name, &node.name))
+        .and_then(|domain| domain.mark);
     let mark = mark.ok_or_else(|| {
-        Error::new(format!("there is no VM {} of the cluster {}", node.name, plan.cluster.name))
-            .with_help("run `nodegraft up` first")
-            .with_exit(Exit::Unfit)
+        Error::new(format!(
+            "there is no VM {} of the cluster {}",
+            node.name, plan.cluster.name
+        ))
+        .with_help("run `nodegraft up` first")
+        .with_exit(Exit::Unfit)
     })?;
     let state = StateDir::open(&plan.cluster.name)?;
     let known = state.log(&node.name, "known_hosts")?;
     let mut written = std::fs::File::create(&known).doing(format!("making {}", known.display()))?;
-    writeln!(written, "{} {}", node.ip, mark.host_key).doing(format!("writing {}", known.display()))?;
+    writeln!(written, "{} {}", node.ip, mark.host_key)
+        .doing(format!("writing {}", known.display()))?;
     let failed = std::process::Command::new("ssh")
         .arg("-i")
         .arg(state.login_key_path(plan.ssh_key.as_deref()))
         .arg("-o")
         .arg(format!("UserKnownHostsFile={}", known.display()))
-        .args(["-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR"])
+        .args([
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "LogLevel=ERROR",
+        ])
         .arg(format!("{}@{}", node.user, node.ip))
-        .args(command.iter().map(|word| crate::template::shell_quote(word)))
+        .args(
+            command
+                .iter()
+                .map(|word| crate::core::template::shell_quote(word)),
+        )
         .exec();
-    Err(failed).doing("starting ssh").map_err(|error| error.with_help("install it: apt-get install openssh-client"))
+    Err(failed)
+        .doing("starting ssh")
+        .map_err(|error| error.with_help("install it: apt-get install openssh-client"))
 }

@@ -1,8 +1,8 @@
 //! `templates`: writes the built-in templates to a directory, as a start for one's own.
 
 use crate::cli;
-use crate::error::{Context, Error, Exit, Result};
-use crate::template::Templates;
+use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::template::Templates;
 
 pub fn run(args: &cli::Templates) -> Result<Exit> {
     if args.dir.exists() {
@@ -16,8 +16,12 @@ pub fn run(args: &cli::Templates) -> Result<Exit> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).doing(format!("making {}", dir.display()))?;
         }
-        std::fs::write(&path, templates.text(name).unwrap_or_default()).doing(format!("writing {}", path.display()))?;
+        std::fs::write(&path, templates.text(name).unwrap_or_default())
+            .doing(format!("writing {}", path.display()))?;
     }
-    crate::ui::print(&format!("wrote the templates to {0}; use them with --templates {0}\n", args.dir.display()))?;
+    crate::ui::print(&format!(
+        "wrote the templates to {0}; use them with --templates {0}\n",
+        args.dir.display()
+    ))?;
     Ok(Exit::Done)
 }

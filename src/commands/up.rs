@@ -9,15 +9,15 @@ use futures_util::StreamExt;
 use super::down::{ask, lines};
 use super::{Setting, open};
 use crate::cli::{self, AccessMode, OnFailure};
-use crate::cluster::access::NeededBy;
-use crate::difference::{self, Difference, sentence};
-use crate::error::{Error, Exit, Result, one_line};
-use crate::event::{Event, NodeResult, NodeRow};
-use crate::journal::{Journal, Thing};
-use crate::ownership::Owner;
+use crate::core::difference::{self, Difference, sentence};
+use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::event::{Event, NodeResult, NodeRow};
+use crate::core::journal::{Journal, Thing};
+use crate::core::ownership::Owner;
+use crate::core::plan::{Node, Plan};
+use crate::core::spec::Access;
 use crate::pipeline::runner::{Walk, Walked};
-use crate::plan::{Node, Plan};
-use crate::spec::Access;
+use crate::rooms::cluster::access::NeededBy;
 use crate::stages::inventory::{Ask, Inventory};
 use crate::stages::removal::{Drain, Removal, Remover};
 use crate::stages::{NodeRun, Run, node_stages, run_stages};
@@ -35,17 +35,36 @@ pub struct Manner<'a> {
 
 impl Manner<'_> {
     pub fn one(on_failure: OnFailure) -> Self {
-        Self { parallel: 1, on_failure, recreate: &[], drain: Drain::No, yes: true }
+        Self {
+            parallel: 1,
+            on_failure,
+            recreate: &[],
+            drain: Drain::No,
+            yes: true,
+        }
     }
 }
 
 pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
     let mut plan = setting.plan(&args.spec)?;
     plan.cluster.access = args.access.map_or(plan.cluster.access, access);
-    if let Some(unknown) = args.recreate.iter().find(|name| plan.nodes.iter().all(|node| node.name != **name)) {
-        return Err(Error::new(format!("--recreate {unknown}: this run has no such node"))
-            .with_help(format!("its nodes are: {}", plan.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")))
-            .with_exit(Exit::Refused));
+    if let Some(unknown) = args
+        .recreate
+        .iter()
+        .find(|name| plan.nodes.iter().all(|node| node.name != **name))
+    {
+        return Err(
+            Error::new(format!("--recreate {unknown}: this run has no such node"))
+                .with_help(format!(
+                    "its nodes are: {}",
+                    plan.nodes
+                        .iter()
+                        .map(|node| node.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ))
+                .with_exit(Exit::Refused),
+        );
     }
     let manner = Manner {
         parallel: args.parallel,
@@ -66,16 +85,24 @@ pub(super) fn access(mode: AccessMode) -> Access {
 }
 
 /// Brings a plan's nodes up. `file` is where its spec is, for what to do next.
-pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Setting) -> Result<Exit> {
+pub async fn run_plan(
+    plan: Plan,
+    manner: &Manner<'_>,
+    file: &Path,
+    setting: &Setting,
+) -> Result<Exit> {
     let begun = Instant::now();
-    let _lock = crate::state::StateDir::open(&plan.cluster.name)?.lock()?;
-    let _shared = crate::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
+    let _lock = crate::rooms::state::StateDir::open(&plan.cluster.name)?.lock()?;
+    let _shared = crate::rooms::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
     let run = open(plan, manner.recreate.to_vec()).await?;
     agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {
         command: story(&run).into(),
         cluster: run.plan.cluster.name.clone(),
-        run_stages: run_stages(joins(&run)).iter().map(|stage| stage.name().to_owned()).collect(),
+        run_stages: run_stages(joins(&run))
+            .iter()
+            .map(|stage| stage.name().to_owned())
+            .collect(),
         nodes: rows(&run.plan),
     });
     let journal = Journal::default();
@@ -87,21 +114,47 @@ pub async fn run_plan(plan: Plan, manner: &Manner<'_>, file: &Path, setting: &Se
     }
     tell_of_strays(&run, file, setting);
     let mut results = Vec::new();
-    let (anew, rest): (Vec<&Node>, Vec<&Node>) = run.plan.nodes.iter().partition(|node| manner.recreate.contains(&node.name));
+    let (anew, rest): (Vec<&Node>, Vec<&Node>) = run
+        .plan
+        .nodes
+        .iter()
+        .partition(|node| manner.recreate.contains(&node.name));
     for node in anew {
         // One that did not come back is enough: the others still run.
-        if results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted)) {
+        if results
+            .iter()
+            .any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted))
+        {
             let detail = "left as it was, since the one before it did not come back".to_owned();
-            setting.events.send(Event::NodeFinished { node: node.name.clone(), result: NodeResult::Interrupted, detail, seconds: 0.0 });
+            setting.events.send(Event::NodeFinished {
+                node: node.name.clone(),
+                result: NodeResult::Interrupted,
+                detail,
+                seconds: 0.0,
+            });
             results.push(NodeResult::Interrupted);
         } else {
             results.push(recreate(&run, node, manner, &journal, setting).await);
         }
     }
-    let walks = rest.into_iter().map(|node| graft(NodeRun::new(Arc::clone(&run), node.clone()), manner.on_failure, &journal, setting));
-    results.extend(futures_util::stream::iter(walks).buffer_unordered(usize::from(manner.parallel)).collect::<Vec<NodeResult>>().await);
+    let walks = rest.into_iter().map(|node| {
+        graft(
+            NodeRun::new(Arc::clone(&run), node.clone()),
+            manner.on_failure,
+            &journal,
+            setting,
+        )
+    });
+    results.extend(
+        futures_util::stream::iter(walks)
+            .buffer_unordered(usize::from(manner.parallel))
+            .collect::<Vec<NodeResult>>()
+            .await,
+    );
     let count = |wanted| results.iter().filter(|result| **result == wanted).count();
-    if manner.on_failure == OnFailure::Undo && count(NodeResult::Failed) + count(NodeResult::Interrupted) > 0 {
+    if manner.on_failure == OnFailure::Undo
+        && count(NodeResult::Failed) + count(NodeResult::Interrupted) > 0
+    {
         undo_access(&run, &journal, setting).await;
     }
     setting.events.send(Event::RunFinished {
@@ -134,8 +187,19 @@ fn joins(run: &Run) -> bool {
 }
 
 fn rows(plan: &Plan) -> Vec<NodeRow> {
-    let stages = |node| node_stages(node, plan.cluster.source.is_some()).iter().map(|stage| stage.name().to_owned()).collect();
-    plan.nodes.iter().map(|node| NodeRow { name: node.name.clone(), stages: stages(node) }).collect()
+    let stages = |node| {
+        node_stages(node, plan.cluster.source.is_some())
+            .iter()
+            .map(|stage| stage.name().to_owned())
+            .collect()
+    };
+    plan.nodes
+        .iter()
+        .map(|node| NodeRow {
+            name: node.name.clone(),
+            stages: stages(node),
+        })
+        .collect()
 }
 
 /// A terminal is asked before nodes are removed to be made anew.
@@ -144,56 +208,114 @@ async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> 
     if manner.recreate.is_empty() || !prompt.asks() {
         return Ok(());
     }
-    let inventory = Inventory::take(&run.host, run.cluster.as_ref(), &run.plan.cluster.name, Ask::Everything).await?;
-    let doomed: Vec<_> = inventory.nodes.iter().filter(|node| manner.recreate.contains(&node.owner.node)).collect();
+    let inventory = Inventory::take(
+        &run.host,
+        run.cluster.as_ref(),
+        &run.plan.cluster.name,
+        Ask::Everything,
+    )
+    .await?;
+    let doomed: Vec<_> = inventory
+        .nodes
+        .iter()
+        .filter(|node| manner.recreate.contains(&node.owner.node))
+        .collect();
     if doomed.is_empty() {
         return Ok(());
     }
-    ask(&prompt, &lines(&doomed), "Remove this, and make it anew?", setting)
+    ask(
+        &prompt,
+        &lines(&doomed),
+        "Remove this, and make it anew?",
+        setting,
+    )
 }
 
 /// What is true for all nodes, before any of them is touched.
 async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result<()> {
     let stages = run_stages(joins(run));
-    let walk =
-        Walk { stages: &stages, on: run.as_ref(), subject: None, events: setting.events.clone(), stop: setting.stop.clone(), journal };
+    let walk = Walk {
+        stages: &stages,
+        on: run.as_ref(),
+        subject: None,
+        events: setting.events.clone(),
+        stop: setting.stop.clone(),
+        journal,
+    };
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
-        let error = if error.exit().is_some() { error } else { Error::new("the run cannot begin").because(error).with_exit(Exit::Unfit) };
+        let error = if error.exit().is_some() {
+            error
+        } else {
+            Error::new("the run cannot begin")
+                .because(error)
+                .with_exit(Exit::Unfit)
+        };
         if told { error.shown() } else { error }
     })
 }
 
 /// Nodes of this cluster that the spec no longer names go on running until somebody says so.
 fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
-    let domains = run.sight.get().map(|sight| sight.domains.as_slice()).unwrap_or_default();
-    let owners = domains.iter().filter_map(|domain| domain.owner()).filter(|owner| owner.cluster == run.plan.cluster.name);
+    let domains = run
+        .sight
+        .get()
+        .map(|sight| sight.domains.as_slice())
+        .unwrap_or_default();
+    let owners = domains
+        .iter()
+        .filter_map(|domain| domain.owner())
+        .filter(|owner| owner.cluster == run.plan.cluster.name);
     for stray in owners.filter(|owner| !run.plan.names.contains(&owner.node)) {
         setting.events.send(Event::Warning {
             node: None,
-            message: format!("{} is a node of this cluster that the spec no longer names", stray.node),
-            help: Some(format!("to remove it: nodegraft down -f {} {}", file.display(), stray.node)),
+            message: format!(
+                "{} is a node of this cluster that the spec no longer names",
+                stray.node
+            ),
+            help: Some(format!(
+                "to remove it: nodegraft down -f {} {}",
+                file.display(),
+                stray.node
+            )),
         });
     }
 }
 
 /// Removes a node as `down` does, and brings it up as a new one.
-async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, shared: &Journal, setting: &Setting) -> NodeResult {
+async fn recreate(
+    run: &Arc<Run>,
+    node: &Node,
+    manner: &Manner<'_>,
+    shared: &Journal,
+    setting: &Setting,
+) -> NodeResult {
     let begun = Instant::now();
     let failed = |result, detail: String| {
-        setting.events.send(Event::NodeFinished { node: node.name.clone(), result, detail, seconds: begun.elapsed().as_secs_f64() });
+        setting.events.send(Event::NodeFinished {
+            node: node.name.clone(),
+            result,
+            detail,
+            seconds: begun.elapsed().as_secs_f64(),
+        });
         result
     };
     let cluster = run.cluster.as_ref();
-    let inventory = match Inventory::take(&run.host, cluster, &run.plan.cluster.name, Ask::Everything).await {
-        Ok(inventory) => inventory,
-        Err(error) => return failed(NodeResult::Failed, one_line(&error)),
-    };
+    let inventory =
+        match Inventory::take(&run.host, cluster, &run.plan.cluster.name, Ask::Everything).await {
+            Ok(inventory) => inventory,
+            Err(error) => return failed(NodeResult::Failed, one_line(&error)),
+        };
     if let Some(existing) = inventory.node(&node.name) {
         if let Some(refusal) = existing.refusal() {
             return failed(NodeResult::Failed, one_line(&refusal));
         }
-        let remover = Remover::new(Some(&run.host), cluster, setting.events.clone(), setting.stop.clone());
+        let remover = Remover::new(
+            Some(&run.host),
+            cluster,
+            setting.events.clone(),
+            setting.stop.clone(),
+        );
         let removed = remover.remove(&existing.removal(manner.drain)).await;
         if removed.stopped {
             return failed(NodeResult::Interrupted, "stopped at your request".into());
@@ -202,28 +324,63 @@ async fn recreate(run: &Arc<Run>, node: &Node, manner: &Manner<'_>, shared: &Jou
             return failed(NodeResult::Failed, one_line(error));
         }
     }
-    graft(NodeRun::anew(Arc::clone(run), node.clone()), manner.on_failure, shared, setting).await
+    graft(
+        NodeRun::anew(Arc::clone(run), node.clone()),
+        manner.on_failure,
+        shared,
+        setting,
+    )
+    .await
 }
 
 /// `shared` is the journal of the run: what serves more than this node goes there.
-async fn graft(on: NodeRun, on_failure: OnFailure, shared: &Journal, setting: &Setting) -> NodeResult {
+async fn graft(
+    on: NodeRun,
+    on_failure: OnFailure,
+    shared: &Journal,
+    setting: &Setting,
+) -> NodeResult {
     let begun = Instant::now();
     let name = on.node.name.clone();
     let journal = Journal::default();
     let stages = node_stages(&on.node, joins(&on.run));
     let (events, stop) = (setting.events.clone(), setting.stop.clone());
-    let walk = Walk { stages: &stages, on: &on, subject: Some(name.clone()), events, stop, journal: &journal };
+    let walk = Walk {
+        stages: &stages,
+        on: &on,
+        subject: Some(name.clone()),
+        events,
+        stop,
+        journal: &journal,
+    };
     let Walked { applied, result } = walk.forward().await;
-    journal.backward().into_iter().filter(|thing| matches!(thing, Thing::Binding { .. })).for_each(|binding| shared.made(binding));
+    journal
+        .backward()
+        .into_iter()
+        .filter(|thing| matches!(thing, Thing::Binding { .. }))
+        .for_each(|binding| shared.made(binding));
     let (result, detail) = match result {
         Ok(()) => arrived(&on, &applied),
         Err(error) => {
-            let kind = if error.is_interruption() { NodeResult::Interrupted } else { NodeResult::Failed };
-            let undone = if on_failure == OnFailure::Undo { undo(&on, &journal, setting).await } else { String::new() };
+            let kind = if error.is_interruption() {
+                NodeResult::Interrupted
+            } else {
+                NodeResult::Failed
+            };
+            let undone = if on_failure == OnFailure::Undo {
+                undo(&on, &journal, setting).await
+            } else {
+                String::new()
+            };
             (kind, format!("{error}{undone}"))
         }
     };
-    setting.events.send(Event::NodeFinished { node: name, result, detail, seconds: begun.elapsed().as_secs_f64() });
+    setting.events.send(Event::NodeFinished {
+        node: name,
+        result,
+        detail,
+        seconds: begun.elapsed().as_secs_f64(),
+    });
     result
 }
 
@@ -231,18 +388,42 @@ async fn graft(on: NodeRun, on_failure: OnFailure, shared: &Journal, setting: &S
 fn arrived(on: &NodeRun, applied: &[usize]) -> (NodeResult, String) {
     let differing = differences(on);
     if !differing.is_empty() {
-        return (NodeResult::Differs, format!("{}; to make it anew: nodegraft up --recreate {}", sentence(&differing), on.node.name));
+        return (
+            NodeResult::Differs,
+            format!(
+                "{}; to make it anew: nodegraft up --recreate {}",
+                sentence(&differing),
+                on.node.name
+            ),
+        );
     }
     match applied {
         [] => (NodeResult::Unchanged, String::new()),
-        _ => (NodeResult::Done, format!("ssh -i {} {}@{}", on.run.key.path.display(), on.node.user, on.node.ip)),
+        _ => (
+            NodeResult::Done,
+            format!(
+                "ssh -i {} {}@{}",
+                on.run.key.path.display(),
+                on.node.user,
+                on.node.ip
+            ),
+        ),
     }
 }
 
 fn differences(on: &NodeRun) -> Vec<Difference> {
-    let Some(claim) = on.claim() else { return Vec::new() };
-    let Some(mark) = &claim.mark else { return Vec::new() };
-    let machine = difference::Machine { mark, cpus: claim.cpus, memory: claim.memory, disk: on.disk_capacity() };
+    let Some(claim) = on.claim() else {
+        return Vec::new();
+    };
+    let Some(mark) = &claim.mark else {
+        return Vec::new();
+    };
+    let machine = difference::Machine {
+        mark,
+        cpus: claim.cpus,
+        memory: claim.memory,
+        disk: on.disk_capacity(),
+    };
     difference::of_machine(&on.node, &machine)
 }
 
@@ -253,8 +434,11 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
         return "; this run had made nothing of it".into();
     }
     // The claim of this run proves itself, whether or not it was seen since: its UUID is the instance.
-    let owner =
-        |uuid: &str| Owner { cluster: on.run.plan.cluster.name.clone(), node: on.node.name.clone(), instance: uuid.replace('-', "") };
+    let owner = |uuid: &str| Owner {
+        cluster: on.run.plan.cluster.name.clone(),
+        node: on.node.name.clone(),
+        instance: uuid.replace('-', ""),
+    };
     let made = things.iter().find_map(|thing| match thing {
         Thing::Domain { uuid, .. } => Some(uuid.clone()),
         _ => None,
@@ -264,31 +448,61 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     };
     // What was under way when the run ended may yet make something.
     on.host.settle().await;
-    let removal = Removal { owner: owner(&uuid), uuid: Some(uuid), things, drain: None, looked: None };
+    let removal = Removal {
+        owner: owner(&uuid),
+        uuid: Some(uuid),
+        things,
+        drain: None,
+        looked: None,
+    };
     // A stop that ended the run does not end its undoing.
     let stop = tokio_util::sync::CancellationToken::new();
-    let remover = Remover::new(Some(&on.host), on.run.cluster.as_ref(), setting.events.clone(), stop);
+    let remover = Remover::new(
+        Some(&on.host),
+        on.run.cluster.as_ref(),
+        setting.events.clone(),
+        stop,
+    );
     let removed = remover.undo_all(&removal, on).await;
     if removed.left.is_empty() {
         "; what this run made was removed".into()
     } else {
-        format!("; some of what this run made is left: {}", removed.left.iter().map(one_line).collect::<Vec<_>>().join("; "))
+        format!(
+            "; some of what this run made is left: {}",
+            removed
+                .left
+                .iter()
+                .map(one_line)
+                .collect::<Vec<_>>()
+                .join("; ")
+        )
     }
 }
 
 /// The binding that this run made, unless somebody needs it by now.
 async fn undo_access(run: &Run, journal: &Journal, setting: &Setting) {
-    let bound = journal.backward().iter().any(|thing| matches!(thing, Thing::Binding { .. }));
+    let bound = journal
+        .backward()
+        .iter()
+        .any(|thing| matches!(thing, Thing::Binding { .. }));
     if let (true, Some(cluster)) = (bound, &run.cluster)
-        && let Err(error) = cluster.release_binding(&run.plan.cluster.name, NeededBy::NodesAndTokens).await
+        && let Err(error) = cluster
+            .release_binding(&run.plan.cluster.name, NeededBy::NodesAndTokens)
+            .await
     {
-        setting.events.send(Event::Warning { node: None, message: one_line(&error), help: error.help().map(str::to_owned) });
+        setting.events.send(Event::Warning {
+            node: None,
+            message: one_line(&error),
+            help: error.help().map(str::to_owned),
+        });
     }
 }
 
 fn next_steps(run: &Run, results: &[NodeResult], file: &Path) -> Vec<String> {
     let file = file.display();
-    let failed = results.iter().any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted));
+    let failed = results
+        .iter()
+        .any(|result| matches!(result, NodeResult::Failed | NodeResult::Interrupted));
     if failed {
         return vec![
             format!("nodegraft up -f {file}      goes on where it stopped"),
@@ -296,5 +510,9 @@ fn next_steps(run: &Run, results: &[NodeResult], file: &Path) -> Vec<String> {
         ];
     }
     let node = &run.plan.nodes[0].name;
-    vec![format!("nodegraft status -f {file}"), format!("nodegraft ssh -f {file} {node}"), format!("nodegraft down -f {file}")]
+    vec![
+        format!("nodegraft status -f {file}"),
+        format!("nodegraft ssh -f {file} {node}"),
+        format!("nodegraft down -f {file}"),
+    ]
 }

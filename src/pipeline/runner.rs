@@ -6,9 +6,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{Check, Events, Reporter, Stage};
-use crate::error::{Error, Result};
-use crate::event::{Event, Failure, Outcome, Subject};
-use crate::journal::Journal;
+use crate::core::error::{Error, Result};
+use crate::core::event::{Event, Failure, Outcome, Subject};
+use crate::core::journal::Journal;
 
 /// A check is a few calls, each with a patience of its own that says more; this is for one that hangs.
 const CHECK_DEADLINE: Duration = Duration::from_secs(180);
@@ -39,13 +39,22 @@ impl<C: Sync> Walk<'_, C> {
         let mut applied = Vec::new();
         for (index, stage) in self.stages.iter().enumerate() {
             if self.stop.is_cancelled() {
-                return Walked { applied, result: Err(Error::interrupted()) };
+                return Walked {
+                    applied,
+                    result: Err(Error::interrupted()),
+                };
             }
             let begun = Instant::now();
             let name = stage.name().to_owned();
-            self.events.send(Event::StageStarted { node: self.subject.clone(), stage: name.clone() });
+            self.events.send(Event::StageStarted {
+                node: self.subject.clone(),
+                stage: name.clone(),
+            });
             let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
-            match self.advance(stage.as_ref(), &report, || applied.push(index)).await {
+            match self
+                .advance(stage.as_ref(), &report, || applied.push(index))
+                .await
+            {
                 Ok((outcome, detail)) => self.events.send(Event::StageFinished {
                     node: self.subject.clone(),
                     stage: name,
@@ -62,14 +71,25 @@ impl<C: Sync> Walk<'_, C> {
                             seconds: begun.elapsed().as_secs_f64(),
                         });
                     }
-                    return Walked { applied, result: Err(error) };
+                    return Walked {
+                        applied,
+                        result: Err(error),
+                    };
                 }
             }
         }
-        Walked { applied, result: Ok(()) }
+        Walked {
+            applied,
+            result: Ok(()),
+        }
     }
 
-    async fn advance(&self, stage: &dyn Stage<C>, report: &Reporter, begun: impl FnOnce()) -> Result<(Outcome, String)> {
+    async fn advance(
+        &self,
+        stage: &dyn Stage<C>,
+        report: &Reporter,
+        begun: impl FnOnce(),
+    ) -> Result<(Outcome, String)> {
         match self.check(stage, report).await? {
             Check::Done(detail) => return Ok((Outcome::Unchanged, detail)),
             Check::Conflict(error) => return Err(error),
@@ -90,8 +110,11 @@ impl<C: Sync> Walk<'_, C> {
         }
         match self.check(stage, report).await? {
             Check::Done(detail) => Ok((Outcome::Applied, detail)),
-            Check::Needed(why) => Err(Error::new(format!("{} ran without error, but {why}", stage.name()))
-                .with_help("run `nodegraft up` again; if it stays so, this is a bug")),
+            Check::Needed(why) => Err(Error::new(format!(
+                "{} ran without error, but {why}",
+                stage.name()
+            ))
+            .with_help("run `nodegraft up` again; if it stays so, this is a bug")),
             Check::Conflict(error) => Err(error),
         }
     }
@@ -157,7 +180,10 @@ mod tests {
     }
 
     fn scripted(name: &'static str) -> Scripted {
-        Scripted { name, ..Scripted::default() }
+        Scripted {
+            name,
+            ..Scripted::default()
+        }
     }
 
     struct Ran {
@@ -166,7 +192,10 @@ mod tests {
     }
 
     async fn forward(stages: Vec<Scripted>, stop: CancellationToken) -> Ran {
-        let stages: Vec<Box<dyn Stage<Log>>> = stages.into_iter().map(|s| Box::new(s) as Box<dyn Stage<Log>>).collect();
+        let stages: Vec<Box<dyn Stage<Log>>> = stages
+            .into_iter()
+            .map(|s| Box::new(s) as Box<dyn Stage<Log>>)
+            .collect();
         let log = Log::default();
         let walk = Walk {
             stages: &stages,
@@ -177,7 +206,10 @@ mod tests {
             journal: &Journal::default(),
         };
         let walked = walk.forward().await;
-        Ran { walked, log: log.into_inner().unwrap() }
+        Ran {
+            walked,
+            log: log.into_inner().unwrap(),
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,25 +224,67 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_and_a_conflict_end_the_walk() {
-        for broken in [Scripted { fails: true, ..scripted("b") }, Scripted { conflicts: true, ..scripted("b") }] {
+        for broken in [
+            Scripted {
+                fails: true,
+                ..scripted("b")
+            },
+            Scripted {
+                conflicts: true,
+                ..scripted("b")
+            },
+        ] {
             let conflicts = broken.conflicts;
-            let ran = forward(vec![scripted("a"), broken, scripted("c")], CancellationToken::new()).await;
+            let ran = forward(
+                vec![scripted("a"), broken, scripted("c")],
+                CancellationToken::new(),
+            )
+            .await;
             assert!(ran.walked.result.is_err());
-            assert_eq!(ran.log.last().unwrap(), if conflicts { "apply a" } else { "apply b" });
+            assert_eq!(
+                ran.log.last().unwrap(),
+                if conflicts { "apply a" } else { "apply b" }
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_apply_did_not_reach_is_an_error() {
-        let ran = forward(vec![Scripted { ineffective: true, ..scripted("a") }], CancellationToken::new()).await;
-        assert!(ran.walked.result.unwrap_err().to_string().contains("but not yet"));
+        let ran = forward(
+            vec![Scripted {
+                ineffective: true,
+                ..scripted("a")
+            }],
+            CancellationToken::new(),
+        )
+        .await;
+        assert!(
+            ran.walked
+                .result
+                .unwrap_err()
+                .to_string()
+                .contains("but not yet")
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stage_that_hangs_is_given_up_at_its_deadline() {
         let begun = Instant::now();
-        let ran = forward(vec![Scripted { takes: Duration::from_secs(3600), ..scripted("a") }], CancellationToken::new()).await;
-        assert!(ran.walked.result.unwrap_err().to_string().contains("within 10 s"));
+        let ran = forward(
+            vec![Scripted {
+                takes: Duration::from_secs(3600),
+                ..scripted("a")
+            }],
+            CancellationToken::new(),
+        )
+        .await;
+        assert!(
+            ran.walked
+                .result
+                .unwrap_err()
+                .to_string()
+                .contains("within 10 s")
+        );
         assert_eq!(begun.elapsed().as_secs(), 10);
     }
 
@@ -222,8 +296,21 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(2)).await;
             soon.cancel();
         });
-        let ran = forward(vec![Scripted { takes: Duration::from_secs(5), ..scripted("a") }, scripted("b")], stop).await;
+        let ran = forward(
+            vec![
+                Scripted {
+                    takes: Duration::from_secs(5),
+                    ..scripted("a")
+                },
+                scripted("b"),
+            ],
+            stop,
+        )
+        .await;
         assert!(ran.walked.result.unwrap_err().is_interruption());
-        assert_eq!((ran.walked.applied, ran.log), (vec![0], vec!["apply a".to_owned()]));
+        assert_eq!(
+            (ran.walked.applied, ran.log),
+            (vec![0], vec!["apply a".to_owned()])
+        );
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::error::{Error, Result};
-use crate::event::{Event, Subject};
-use crate::journal::Journal;
+use crate::core::error::{Error, Result};
+use crate::core::event::{Event, Subject};
+use crate::core::journal::Journal;
 
 /// What `check` found.
 #[derive(Debug)]
@@ -62,18 +62,34 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn new(events: Events, node: Subject, stage: &str) -> Self {
-        Self { events, node, stage: stage.to_owned() }
+        Self {
+            events,
+            node,
+            stage: stage.to_owned(),
+        }
     }
 
     pub fn progress(&self, detail: impl Into<String>) {
-        self.events.send(Event::Progress { node: self.node.clone(), stage: self.stage.clone(), detail: detail.into() });
+        self.events.send(Event::Progress {
+            node: self.node.clone(),
+            stage: self.stage.clone(),
+            detail: detail.into(),
+        });
     }
 
     pub fn output(&self, line: impl Into<String>) {
-        self.events.send(Event::Output { node: self.node.clone(), stage: self.stage.clone(), line: line.into() });
+        self.events.send(Event::Output {
+            node: self.node.clone(),
+            stage: self.stage.clone(),
+            line: line.into(),
+        });
     }
 
     pub fn warn(&self, message: impl Into<String>, help: Option<String>) {
-        self.events.send(Event::Warning { node: self.node.clone(), message: message.into(), help });
+        self.events.send(Event::Warning {
+            node: self.node.clone(),
+            message: message.into(),
+            help,
+        });
     }
 }

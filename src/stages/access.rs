@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::candidate::Joining;
-use crate::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
-use crate::cluster::is_forbidden;
-use crate::error::{Error, Exit, Result};
-use crate::journal::{Journal, Thing};
+use crate::core::error::{Error, Exit, Result};
+use crate::core::journal::{Journal, Thing};
+use crate::core::spec;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::spec;
+use crate::rooms::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
+use crate::rooms::cluster::is_forbidden;
 
 /// Stands for any token: the API server answers for its groups.
 const ANY_TOKEN: &str = "system:bootstrap:000000";
@@ -34,20 +34,28 @@ impl<C: Joining> Stage<C> for Access {
         }
         let group = on.terms().group();
         let required = on.terms().access == spec::Access::Require;
-        match on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await {
+        match on
+            .cluster()
+            .may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request)
+            .await
+        {
             Ok(true) => return Ok(Check::Done("tokens may ask for certificates".into())),
             Ok(false) if required => return Ok(Check::Conflict(missing(&group))),
             Ok(false) => {}
             // The join tells whether they may.
             Err(error) if required && is_forbidden(&error) => {
-                return Ok(Check::Done("not looked at: this kubeconfig may not ask what tokens may do".into()));
+                return Ok(Check::Done(
+                    "not looked at: this kubeconfig may not ask what tokens may do".into(),
+                ));
             }
             Err(error) if is_forbidden(&error) => {
                 return Err(error.with_help("if tokens may ask for certificates already, say so: `access: require` in the spec"));
             }
             Err(error) => return Err(error),
         }
-        Ok(Check::Needed(format!("the group {group} is to be bound to system:node-bootstrapper")))
+        Ok(Check::Needed(format!(
+            "the group {group} is to be bound to system:node-bootstrapper"
+        )))
     }
 
     async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
@@ -56,9 +64,18 @@ impl<C: Joining> Stage<C> for Access {
 }
 
 /// Binds again what is gone since [`Access`] looked.
-pub(super) async fn restore<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+pub(super) async fn restore<C: Joining>(
+    on: &C,
+    report: &Reporter,
+    journal: &Journal,
+) -> Result<()> {
     let group = on.terms().group();
-    if on.terms().access != spec::Access::Ensure || on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+    if on.terms().access != spec::Access::Ensure
+        || on
+            .cluster()
+            .may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request)
+            .await?
+    {
         return Ok(());
     }
     bind(on, report, journal).await
@@ -66,21 +83,44 @@ pub(super) async fn restore<C: Joining>(on: &C, report: &Reporter, journal: &Jou
 
 async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
     let group = on.terms().group();
-    match on.cluster().may_we("create", "rbac.authorization.k8s.io", "clusterrolebindings", None).await {
+    match on
+        .cluster()
+        .may_we(
+            "create",
+            "rbac.authorization.k8s.io",
+            "clusterrolebindings",
+            None,
+        )
+        .await
+    {
         Ok(false) => return Err(missing(&group)),
         Err(error) if !is_forbidden(&error) => return Err(error),
         _ => {}
     }
     // Releasing it proves whose it is, and that nobody needs it.
-    journal.made(Thing::Binding { name: binding_name(&on.terms().name) });
-    let bound = on.cluster().bind(&Binding::of_cluster(&on.terms().name, group.clone())).await;
+    journal.made(Thing::Binding {
+        name: binding_name(&on.terms().name),
+    });
+    let bound = on
+        .cluster()
+        .bind(&Binding::of_cluster(&on.terms().name, group.clone()))
+        .await;
     bound.map_err(|error| missing(&group).because(error))?;
     // The authorizer learns of a binding a moment after it was made.
     let until = Instant::now() + Duration::from_secs(20);
-    while !on.cluster().may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request).await? {
+    while !on
+        .cluster()
+        .may(ANY_TOKEN, &[BOOTSTRAPPERS, &group], Right::Request)
+        .await?
+    {
         if Instant::now() > until {
-            return Err(Error::new(format!("the binding {} was made, but does not work after 20 s", binding_name(&on.terms().name)))
-                .with_help("is it bound to system:node-bootstrapper, and does that ClusterRole exist?"));
+            return Err(Error::new(format!(
+                "the binding {} was made, but does not work after 20 s",
+                binding_name(&on.terms().name)
+            ))
+            .with_help(
+                "is it bound to system:node-bootstrapper, and does that ClusterRole exist?",
+            ));
         }
         report.progress("waiting for the binding to take effect");
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{NodeRun, locked};
-use crate::error::{Error, Result, one_line};
-use crate::journal::{Journal, Thing};
-use crate::libvirt::console::Console;
+use crate::core::error::{Error, Result, one_line};
+use crate::core::journal::{Journal, Thing};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::ssh;
+use crate::rooms::libvirt::console::Console;
+use crate::rooms::ssh;
 
 /// A probe that gets no answer is given up after this long; the next follows at once.
 const PROBE: Duration = Duration::from_millis(700);
@@ -53,7 +53,13 @@ impl Stage<NodeRun> for Boot {
             host.start_paused(&domain.uuid).await?;
         }
         // Without a console the wait only has less to tell.
-        let console = host.open_console(&domain.uuid, on.run.state.log(&on.node.name, "console.log")?).await.ok();
+        let console = host
+            .open_console(
+                &domain.uuid,
+                on.run.state.log(&on.node.name, "console.log")?,
+            )
+            .await
+            .ok();
         *locked(&on.console) = console;
         if !domain.running || domain.paused {
             host.resume(&domain.uuid).await?;
@@ -84,20 +90,33 @@ async fn wait_for_banner(on: &NodeRun, report: &Reporter) -> Result<()> {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let console = locked(&on.console).as_ref().map(|console| console.tail(CONSOLE_TAIL)).unwrap_or_default();
+        let console = locked(&on.console)
+            .as_ref()
+            .map(|console| console.tail(CONSOLE_TAIL))
+            .unwrap_or_default();
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
-            let line = console.last().map_or_else(String::new, |line| format!(": {line}"));
+            let line = console
+                .last()
+                .map_or_else(String::new, |line| format!(": {line}"));
             report.progress(format!("waiting for SSH at {}{line}", on.node.ip));
         }
         // The console ends with the VM. Without one libvirt has to be asked now and then.
-        let ended = locked(&on.console).as_ref().map_or(looked.elapsed() > BETWEEN_LOOKS, Console::ended);
+        let ended = locked(&on.console)
+            .as_ref()
+            .map_or(looked.elapsed() > BETWEEN_LOOKS, Console::ended);
         if ended && looked.elapsed() > Duration::from_secs(1) {
             looked = Instant::now();
             if on.look().await?.is_none_or(|domain| !domain.running) {
-                return Err(Error::new(format!("the VM stopped while it booted, after {} s", begun.elapsed().as_secs()))
-                    .with_detail(console_detail(&console))
-                    .with_help(format!("the host's log may say why: /var/log/libvirt/qemu/{}.log", on.node.name)));
+                return Err(Error::new(format!(
+                    "the VM stopped while it booted, after {} s",
+                    begun.elapsed().as_secs()
+                ))
+                .with_detail(console_detail(&console))
+                .with_help(format!(
+                    "the host's log may say why: /var/log/libvirt/qemu/{}.log",
+                    on.node.name
+                )));
             }
         }
         if begun.elapsed() > on.node.deadlines.boot {
@@ -112,22 +131,29 @@ fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
     let help = if console.is_empty() && kvm {
         "it printed nothing under KVM: acceleration may not work here; set `virt_type: qemu` under `host` in the spec".to_owned()
     } else if console.is_empty() {
-        "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?".to_owned()
+        "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?"
+            .to_owned()
     } else {
         format!(
             "if it did boot, its network did not come up: is {} right for this network, and does the template have cloud-init (if not: `first_boot: inject`)? raise `deadlines: {{boot: ..}}` for a slow host",
             on.node.address
         )
     };
-    Error::new(format!("no SSH at {} within {} s", on.node.ip, on.node.deadlines.boot.as_secs()))
-        .because(last)
-        .with_detail(console_detail(console))
-        .with_help(help)
+    Error::new(format!(
+        "no SSH at {} within {} s",
+        on.node.ip,
+        on.node.deadlines.boot.as_secs()
+    ))
+    .because(last)
+    .with_detail(console_detail(console))
+    .with_help(help)
 }
 
 fn console_detail(console: &[String]) -> Vec<String> {
     if console.is_empty() {
         return vec!["the serial console showed nothing".into()];
     }
-    std::iter::once("the serial console's last lines:".to_owned()).chain(console.iter().map(|line| format!("  {line}"))).collect()
+    std::iter::once("the serial console's last lines:".to_owned())
+        .chain(console.iter().map(|line| format!("  {line}")))
+        .collect()
 }

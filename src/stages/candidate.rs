@@ -7,13 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{NodeRun, Run};
-use crate::cluster::{Cluster, node::Node};
-use crate::error::Result;
-use crate::ownership::Owner;
-use crate::plan::{self, Member};
-use crate::ssh::{Kept, OpenError, Session, Target};
-use crate::taint::Taint;
-use crate::template::Templates;
+use crate::core::error::Result;
+use crate::core::ownership::Owner;
+use crate::core::plan::{self, Member};
+use crate::core::taint::Taint;
+use crate::core::template::Templates;
+use crate::rooms::cluster::{Cluster, node::Node};
+use crate::rooms::ssh::{Kept, OpenError, Session, Target};
 
 /// The cluster that is joined, and on which terms.
 pub trait Joining: Send + Sync {
@@ -46,7 +46,11 @@ pub trait Candidate: Joining {
 
     /// Whose its Node, its token and its requests are.
     fn membership(&self) -> Result<Owner> {
-        Ok(Owner { cluster: self.terms().name.clone(), node: self.member().name.clone(), instance: self.instance()? })
+        Ok(Owner {
+            cluster: self.terms().name.clone(),
+            node: self.member().name.clone(),
+            instance: self.instance()?,
+        })
     }
 }
 
@@ -63,7 +67,9 @@ pub enum Earlier {
 
 impl Joining for Run {
     fn cluster(&self) -> &Cluster {
-        self.cluster.as_ref().expect("Access, Join and Ready are not in the list of machines that join nothing")
+        self.cluster
+            .as_ref()
+            .expect("Access, Join and Ready are not in the list of machines that join nothing")
     }
 
     fn terms(&self) -> &plan::Cluster {
@@ -133,7 +139,16 @@ impl Machine {
         templates: Templates,
         reset: bool,
     ) -> Self {
-        Self { member, machine_id, target, cluster, terms, templates, reset: AtomicBool::new(reset), session: Kept::of(session) }
+        Self {
+            member,
+            machine_id,
+            target,
+            cluster,
+            terms,
+            templates,
+            reset: AtomicBool::new(reset),
+            session: Kept::of(session),
+        }
     }
 }
 
@@ -169,11 +184,17 @@ impl Candidate for Machine {
     }
 
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
-        self.session.session(async { Ok(self.target.clone()) }, deadline).await
+        self.session
+            .session(async { Ok(self.target.clone()) }, deadline)
+            .await
     }
 
     fn earlier(&self) -> Earlier {
-        if self.reset.load(Ordering::Relaxed) { Earlier::Cleared } else { Earlier::Respected }
+        if self.reset.load(Ordering::Relaxed) {
+            Earlier::Cleared
+        } else {
+            Earlier::Respected
+        }
     }
 
     fn grafted(&self) {

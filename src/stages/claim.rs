@@ -9,16 +9,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{NodeRun, locked, not_ours};
-use crate::difference::{Difference, sentence};
-use crate::error::{Error, Result};
-use crate::journal::{Journal, Thing};
-use crate::libvirt::domain::Domain;
-use crate::mark::{Claimed, Mark};
-use crate::ownership::Owner;
+use crate::core::difference::{Difference, sentence};
+use crate::core::error::{Error, Result};
+use crate::core::journal::{Journal, Thing};
+use crate::core::mark::{Claimed, Mark};
+use crate::core::ownership::Owner;
+use crate::core::plan::{HostFacts, Node};
+use crate::core::spec::Size;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::{HostFacts, Node};
-use crate::process;
-use crate::spec::Size;
+use crate::rooms::libvirt::domain::Domain;
+use crate::rooms::process;
 
 pub struct Claim;
 
@@ -36,7 +36,11 @@ impl Stage<NodeRun> for Claim {
         let Some(claim) = on.claim() else {
             // Whatever has the name was seen by Preflight, or came since.
             let taken = locked(&on.domain).is_some();
-            return Ok(if taken { Check::Conflict(not_ours(&on.node.name)) } else { Check::Needed("it is to be defined".into()) });
+            return Ok(if taken {
+                Check::Conflict(not_ours(&on.node.name))
+            } else {
+                Check::Needed("it is to be defined".into())
+            });
         };
         let mark = on.mark()?;
         if !on.is_sealed() {
@@ -48,11 +52,21 @@ impl Stage<NodeRun> for Claim {
             }
         } else if mark.address != on.node.address {
             return Ok(Check::Conflict(
-                Error::new(format!("address is {}, the spec says {}: only a new VM can change that", mark.address, on.node.address))
-                    .with_help(format!("nodegraft up --recreate {}, or put the old address back", on.node.name)),
+                Error::new(format!(
+                    "address is {}, the spec says {}: only a new VM can change that",
+                    mark.address, on.node.address
+                ))
+                .with_help(format!(
+                    "nodegraft up --recreate {}, or put the old address back",
+                    on.node.name
+                )),
             ));
         }
-        Ok(Check::Done(format!("{} cpus, {}", claim.cpus, Size(claim.memory))))
+        Ok(Check::Done(format!(
+            "{} cpus, {}",
+            claim.cpus,
+            Size(claim.memory)
+        )))
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
@@ -72,12 +86,17 @@ async fn define(on: &NodeRun, journal: &Journal) -> Result<()> {
     let name = &on.node.name;
     let owner = Owner::new(&on.run.plan.cluster.name, name)?;
     let xml = xml(on, &on.node, &mark(on, &owner))?;
-    journal.made(Thing::Domain { name: name.clone(), uuid: owner.uuid() });
+    journal.made(Thing::Domain {
+        name: name.clone(),
+        uuid: owner.uuid(),
+    });
     let defined = on.host.define_domain(name, xml).await;
     on.look().await?;
     match defined {
         // Somebody was faster.
-        Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => Err(not_ours(name).because(error)),
+        Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => {
+            Err(not_ours(name).because(error))
+        }
         other => other,
     }
 }
@@ -88,8 +107,11 @@ async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<(
     on.look().await?;
     let (claim, seen) = (on.claimed()?, on.mark()?);
     if on.is_sealed() || claim.running || seen.by != before.by {
-        return Err(Error::new(format!("another run has gone on with {} just now", on.node.name))
-            .with_help("wait for it; then run `nodegraft up` again"));
+        return Err(Error::new(format!(
+            "another run has gone on with {} just now",
+            on.node.name
+        ))
+        .with_help("wait for it; then run `nodegraft up` again"));
     }
     if let Some(by) = seen.by.as_ref().filter(|by| !process::is_here(by)) {
         report.warn(
@@ -101,13 +123,22 @@ async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<(
         );
     }
     let mark = mark(on, &seen.owner);
-    for left in seen.volumes.iter().filter(|volume| !mark.volumes.contains(volume)) {
+    for left in seen
+        .volumes
+        .iter()
+        .filter(|volume| !mark.volumes.contains(volume))
+    {
         on.host.delete_volume(&left.pool, &left.name).await?;
         *locked(&on.disk) = None;
     }
     // libvirt finds it by its UUID and lets nobody rename it so.
-    let node = Node { name: claim.name.clone(), ..on.node.clone() };
-    on.host.define_domain(&claim.name, xml(on, &node, &mark)?).await?;
+    let node = Node {
+        name: claim.name.clone(),
+        ..on.node.clone()
+    };
+    on.host
+        .define_domain(&claim.name, xml(on, &node, &mark)?)
+        .await?;
     on.look().await.map(drop)
 }
 
@@ -116,35 +147,69 @@ fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
     let name = &on.node.name;
     if claim.running {
         return Some(
-            Error::new(format!("{name} runs, but its seed was never written: somebody else started it"))
-                .with_help(format!("power it off, virsh destroy {}; or remove it: nodegraft down {name}", claim.name)),
+            Error::new(format!(
+                "{name} runs, but its seed was never written: somebody else started it"
+            ))
+            .with_help(format!(
+                "power it off, virsh destroy {}; or remove it: nodegraft down {name}",
+                claim.name
+            )),
         );
     }
-    let by = mark.by.as_ref().filter(|by| **by != process::this() && process::is_here(by) && process::may_live(by))?;
-    Some(Error::new(format!("another run is making {name} (host, process and start: {by})")).with_help("wait for it, or stop it"))
+    let by = mark
+        .by
+        .as_ref()
+        .filter(|by| **by != process::this() && process::is_here(by) && process::may_live(by))?;
+    Some(
+        Error::new(format!(
+            "another run is making {name} (host, process and start: {by})"
+        ))
+        .with_help("wait for it, or stop it"),
+    )
 }
 
 /// Why a claim that never ran is to be defined anew. What its mark says is compared: that is how it was defined.
 fn outdated(on: &NodeRun, before: &Mark) -> Option<String> {
     let wanted = mark(on, &before.owner);
-    let settings =
-        |mark: &Mark| mark.made_with.clone().into_iter().chain([("address".to_owned(), mark.address.clone())]).collect::<BTreeMap<_, _>>();
+    let settings = |mark: &Mark| {
+        mark.made_with
+            .clone()
+            .into_iter()
+            .chain([("address".to_owned(), mark.address.clone())])
+            .collect::<BTreeMap<_, _>>()
+    };
     let was = settings(before);
     let differences: Vec<Difference> = settings(&wanted)
         .into_iter()
-        .map(|(key, wanted)| Difference { is: was.get(&key).cloned(), key, wanted: Some(wanted) })
+        .map(|(key, wanted)| Difference {
+            is: was.get(&key).cloned(),
+            key,
+            wanted: Some(wanted),
+        })
         .filter(|difference| difference.is != difference.wanted)
         .collect();
     if !differences.is_empty() {
-        return Some(format!("it never ran, and is to be defined as the spec says by now: {}", sentence(&differences)));
+        return Some(format!(
+            "it never ran, and is to be defined as the spec says by now: {}",
+            sentence(&differences)
+        ));
     }
     (wanted.by != before.by).then(|| "it is taken over from an interrupted run".to_owned())
 }
 
 /// The mark of a claim whose VM this run is about to make.
 fn mark(on: &NodeRun, owner: &Owner) -> Mark {
-    let volumes = [owner.disk(), owner.seed()].map(|name| Claimed { pool: on.node.pool.clone(), name }).to_vec();
-    Mark { made_with: made_with(on), by: Some(process::this()), ..Mark::new(owner.clone(), &on.node.address, volumes) }
+    let volumes = [owner.disk(), owner.seed()]
+        .map(|name| Claimed {
+            pool: on.node.pool.clone(),
+            name,
+        })
+        .to_vec();
+    Mark {
+        made_with: made_with(on),
+        by: Some(process::this()),
+        ..Mark::new(owner.clone(), &on.node.address, volumes)
+    }
 }
 
 /// Everything that its domain is defined with.
@@ -154,17 +219,28 @@ fn made_with(on: &NodeRun) -> BTreeMap<String, String> {
         ("cpus".to_owned(), on.node.cpus.to_string()),
         ("memory".to_owned(), Size(on.node.memory).to_string()),
         ("virt_type".to_owned(), virt_type(on)),
-        ("disk_cache".to_owned(), on.run.plan.host.disk_cache.clone().unwrap_or_default()),
+        (
+            "disk_cache".to_owned(),
+            on.run.plan.host.disk_cache.clone().unwrap_or_default(),
+        ),
     ]);
     settings
 }
 
 fn virt_type(on: &NodeRun) -> String {
-    on.run.virt_type.get().cloned().unwrap_or_else(|| "qemu".into())
+    on.run
+        .virt_type
+        .get()
+        .cloned()
+        .unwrap_or_else(|| "qemu".into())
 }
 
 fn xml(on: &NodeRun, node: &Node, mark: &Mark) -> Result<String> {
-    let sight = on.run.sight.get().ok_or_else(|| Error::new("the host was not looked at"))?;
+    let sight = on
+        .run
+        .sight
+        .get()
+        .ok_or_else(|| Error::new("the host was not looked at"))?;
     let facts = HostFacts {
         virt_type: virt_type(on),
         disk_path: sight.pool.path_of(&mark.owner.disk()),

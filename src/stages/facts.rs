@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::candidate::Candidate;
-use crate::diagnosis::{Explanation, Facts, Guest, SKEW, TokenState, Waited, explain, runtime_unit};
-use crate::error::{Error, Result};
-use crate::kubelet::Version;
-use crate::ssh::Session;
+use crate::core::diagnosis::{
+    Explanation, Facts, Guest, SKEW, TokenState, Waited, explain, runtime_unit,
+};
+use crate::core::error::{Error, Result};
+use crate::core::kubelet::Version;
+use crate::rooms::ssh::Session;
 
 const SHORT: Duration = Duration::from_secs(30);
 const SHOWN: usize = 8;
@@ -40,13 +42,24 @@ pub struct Begun {
 impl Begun {
     /// Reads the machine's clock. `server` is the API server's, asked just before.
     pub async fn now(session: &Session, server: Option<i64>) -> Result<Self> {
-        let at = session.output("date +%s", SHORT).await?.trim().parse().unwrap_or(0);
-        Ok(Self { at, skew: server.map(|server| at - server) })
+        let at = session
+            .output("date +%s", SHORT)
+            .await?
+            .trim()
+            .parse()
+            .unwrap_or(0);
+        Ok(Self {
+            at,
+            skew: server.map(|server| at - server),
+        })
     }
 
     /// The same clock, some time earlier.
     pub fn before(self, earlier: Duration) -> Self {
-        Self { at: self.at - i64::try_from(earlier.as_secs()).unwrap_or(0), ..self }
+        Self {
+            at: self.at - i64::try_from(earlier.as_secs()).unwrap_or(0),
+            ..self
+        }
     }
 
     pub fn is_off(&self) -> bool {
@@ -65,32 +78,62 @@ pub struct Known {
 impl Known {
     /// For a join whose token has done its work.
     pub fn nothing() -> Self {
-        Self { token: TokenState::Alive, user: String::new(), groups: Vec::new(), may_request: true }
+        Self {
+            token: TokenState::Alive,
+            user: String::new(),
+            groups: Vec::new(),
+            may_request: true,
+        }
     }
 }
 
 /// How often systemd restarted the kubelet since somebody last started it. 0 where systemd does not count.
 pub async fn restarts(session: &Session) -> u32 {
-    let shown = session.output("systemctl show kubelet -p NRestarts", SHORT).await.unwrap_or_default();
-    shown.trim().strip_prefix("NRestarts=").and_then(|count| count.parse().ok()).unwrap_or(0)
+    let shown = session
+        .output("systemctl show kubelet -p NRestarts", SHORT)
+        .await
+        .unwrap_or_default();
+    shown
+        .trim()
+        .strip_prefix("NRestarts=")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Looks at the machine.
 pub async fn guest(session: &Session, begun: Begun) -> Guest {
     let found = session.output(LOOK, SHORT).await.unwrap_or_default();
-    Guest { restarts: restarts(session).await, skew: begun.skew, log: log(session, begun).await, ..parse(&found) }
+    Guest {
+        restarts: restarts(session).await,
+        skew: begun.skew,
+        log: log(session, begun).await,
+        ..parse(&found)
+    }
 }
 
 fn parse(found: &str) -> Guest {
-    let pairs: Vec<(&str, &str)> = found.lines().filter_map(|line| line.split_once('=')).collect();
-    let value = |key: &str| pairs.iter().find(|(has, _)| *has == key).map_or("", |(_, value)| value);
-    let version = value("version").split_whitespace().last().and_then(Version::parse);
+    let pairs: Vec<(&str, &str)> = found
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
+    let value = |key: &str| {
+        pairs
+            .iter()
+            .find(|(has, _)| *has == key)
+            .map_or("", |(_, value)| value)
+    };
+    let version = value("version")
+        .split_whitespace()
+        .last()
+        .and_then(Version::parse);
     let runtime = runtime_unit(value("flags"), value("endpoint"), version);
     Guest {
         kubelet: value("kubelet").to_owned(),
         config_missing: !value("config").is_empty(),
         swap: !value("swap").is_empty(),
-        runtime_down: runtime.filter(|unit| pairs.contains(&("down", *unit))).map(str::to_owned),
+        runtime_down: runtime
+            .filter(|unit| pairs.contains(&("down", *unit)))
+            .map(str::to_owned),
         ..Guest::default()
     }
 }
@@ -102,11 +145,19 @@ async fn log(session: &Session, begun: Begun) -> Vec<String> {
         begun.at
     );
     let log = session.output(&errors, SHORT).await.unwrap_or_default();
-    log.lines().map(|line| line.chars().take(400).collect()).collect()
+    log.lines()
+        .map(|line| line.chars().take(400).collect())
+        .collect()
 }
 
 /// Everything, put together.
-pub async fn facts<C: Candidate>(on: &C, session: &Session, begun: Begun, waited: Waited, known: Known) -> Facts {
+pub async fn facts<C: Candidate>(
+    on: &C,
+    session: &Session,
+    begun: Begun,
+    waited: Waited,
+    known: Known,
+) -> Facts {
     Facts {
         waited,
         server: server(on).to_owned(),
@@ -129,7 +180,10 @@ pub fn error(what: String, facts: &Facts) -> Error {
     if facts.guest.log.is_empty() {
         return error;
     }
-    error.with_detail(std::iter::once("the kubelet's last lines:".to_owned()).chain(facts.guest.log.iter().map(|line| format!("  {line}"))))
+    error.with_detail(
+        std::iter::once("the kubelet's last lines:".to_owned())
+            .chain(facts.guest.log.iter().map(|line| format!("  {line}"))),
+    )
 }
 
 /// The API server's URL as the machine is told it.
@@ -152,9 +206,16 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         program("kubelet", format!("echo 'Kubernetes {version}'"));
-        std::fs::write(dir.path().join("unit"), unit.replace("DIR", &dir.path().display().to_string())).unwrap();
-        std::fs::write(dir.path().join("flags.env"), "KUBELET_ARGS=\"--v=2 --container-runtime-endpoint=unix:///run/crio/crio.sock\"\n")
-            .unwrap();
+        std::fs::write(
+            dir.path().join("unit"),
+            unit.replace("DIR", &dir.path().display().to_string()),
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("flags.env"),
+            "KUBELET_ARGS=\"--v=2 --container-runtime-endpoint=unix:///run/crio/crio.sock\"\n",
+        )
+        .unwrap();
         let at = dir.path().display();
         program(
             "systemctl",
@@ -163,7 +224,11 @@ mod tests {
             ),
         );
         let path = format!("{at}:{}", std::env::var("PATH").unwrap());
-        let output = Command::new("bash").args(["-c", LOOK]).env("PATH", path).output().unwrap();
+        let output = Command::new("bash")
+            .args(["-c", LOOK])
+            .env("PATH", path)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
         parse(&String::from_utf8(output.stdout).unwrap())
     }
@@ -176,7 +241,12 @@ mod tests {
         // The kubelet's unit, its version, the units that are down, and the one that counts.
         let cases = [
             (containerd, "v1.23.1", "docker", None),
-            (containerd, "v1.23.1", "docker containerd", Some("containerd")),
+            (
+                containerd,
+                "v1.23.1",
+                "docker containerd",
+                Some("containerd"),
+            ),
             (plain, "v1.35.4", "docker", None),
             (plain, "v1.35.4", "docker containerd", Some("containerd")),
             (plain, "v1.18.3", "docker containerd", Some("docker")),
@@ -186,7 +256,11 @@ mod tests {
         ];
         for (unit, version, down, counts) in cases {
             let guest = look(unit, version, down);
-            assert_eq!(guest.runtime_down.as_deref(), counts, "{version}, {down} down, {unit}");
+            assert_eq!(
+                guest.runtime_down.as_deref(),
+                counts,
+                "{version}, {down} down, {unit}"
+            );
             assert_eq!(guest.kubelet, "active");
         }
     }

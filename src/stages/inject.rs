@@ -8,11 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{NodeRun, locked};
-use crate::error::{Error, Result};
-use crate::first_boot;
-use crate::guestfs;
-use crate::journal::Journal;
+use crate::core::error::{Error, Result};
+use crate::core::first_boot;
+use crate::core::journal::Journal;
 use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::rooms::guestfs;
 
 pub struct Inject;
 
@@ -38,8 +38,10 @@ impl Stage<NodeRun> for Inject {
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let path = locked(&on.disk).as_ref().map(|disk| disk.path.clone());
-        let path =
-            path.ok_or_else(|| Error::new("there is no disk to put the first-boot unit into").with_help("run `nodegraft up` again"))?;
+        let path = path.ok_or_else(|| {
+            Error::new("there is no disk to put the first-boot unit into")
+                .with_help("run `nodegraft up` again")
+        })?;
         let unit = first_boot::unit(&on.run.plan.templates)?;
         let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
         guestfs::add(Path::new(&path), &unit, kvm, |line| report.progress(line)).await?;

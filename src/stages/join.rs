@@ -9,18 +9,18 @@ use async_trait::async_trait;
 use super::candidate::{Candidate, Earlier};
 use super::facts::{self, Begun, Known, server};
 use super::{access, locked, serving};
-use crate::cluster::access::{BOOTSTRAPPERS, Right};
-use crate::cluster::csr::{Request, State};
-use crate::cluster::node::Node;
-use crate::cluster::token::{OurToken, Terms, Token};
-use crate::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
-use crate::error::{Context, Error, Result};
-use crate::journal::{Journal, Thing};
-use crate::ownership::Owner;
+use crate::core::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
+use crate::core::error::{Context, Error, Result};
+use crate::core::journal::{Journal, Thing};
+use crate::core::ownership::Owner;
+use crate::core::plan::bootstrap_kubeconfig;
+use crate::core::spec;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::bootstrap_kubeconfig;
-use crate::spec;
-use crate::ssh::Session;
+use crate::rooms::cluster::access::{BOOTSTRAPPERS, Right};
+use crate::rooms::cluster::csr::{Request, State};
+use crate::rooms::cluster::node::Node;
+use crate::rooms::cluster::token::{OurToken, Terms, Token};
+use crate::rooms::ssh::Session;
 
 const SHORT: Duration = Duration::from_secs(60);
 /// How long somebody else, who may, is given to approve the request before we do.
@@ -54,7 +54,10 @@ impl<C: Candidate> Stage<C> for Join {
         let (member, owner) = (on.member(), on.membership()?);
         let node = on.cluster().node(&member.name).await?;
         if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner.instance)) {
-            return Ok(Check::Conflict(taken(&member.name, other.address.as_deref())));
+            return Ok(Check::Conflict(taken(
+                &member.name,
+                other.address.as_deref(),
+            )));
         }
         let session = on.session(SHORT).await.doing("logging in")?;
         let found = Found::look(&session).await?;
@@ -65,17 +68,26 @@ impl<C: Candidate> Stage<C> for Join {
             });
         };
         let stays = found.identity && on.earlier() != Earlier::Cleared;
-        if !stays && on.cluster().has_fresh_lease(&node).await? && lives_elsewhere(on, &found, &node).await? {
+        if !stays
+            && on.cluster().has_fresh_lease(&node).await?
+            && lives_elsewhere(on, &found, &node).await?
+        {
             return Ok(Check::Conflict(shared_machine_id(&node, &owner)));
         }
         if !found.identity {
-            return Ok(Check::Needed("its kubelet has no identity, though the cluster has its Node".into()));
+            return Ok(Check::Needed(
+                "its kubelet has no identity, though the cluster has its Node".into(),
+            ));
         }
         if !stays {
-            return Ok(Check::Needed("its earlier membership is to be cleared, as you asked".into()));
+            return Ok(Check::Needed(
+                "its earlier membership is to be cleared, as you asked".into(),
+            ));
         }
         if found.bootstrap || !tokens_of(on, &owner).await?.is_empty() {
-            return Ok(Check::Needed("what a run that was killed left of its token is to be removed".into()));
+            return Ok(Check::Needed(
+                "what a run that was killed left of its token is to be removed".into(),
+            ));
         }
         let (labels, taints) = on.wanted(&node);
         if let Some(first) = node.differences(&labels, &taints).first() {
@@ -85,7 +97,9 @@ impl<C: Candidate> Stage<C> for Join {
             return Ok(Check::Needed("the Node is to be marked".into()));
         }
         if member.serving && !serving::is_served(on, &session).await? {
-            return Ok(Check::Needed("its request for a serving certificate is to be approved".into()));
+            return Ok(Check::Needed(
+                "its request for a serving certificate is to be approved".into(),
+            ));
         }
         Ok(Check::Done(format!("Node {}", node.name)))
     }
@@ -100,7 +114,10 @@ impl<C: Candidate> Stage<C> for Join {
             on.grafted();
         } else {
             delete_tokens(on, &owner).await?;
-            session.output(FORGET, SHORT).await.doing("removing the bootstrap kubeconfig")?;
+            session
+                .output(FORGET, SHORT)
+                .await
+                .doing("removing the bootstrap kubeconfig")?;
         }
         let node = match cluster.node(name).await? {
             Some(node) => node,
@@ -108,7 +125,10 @@ impl<C: Candidate> Stage<C> for Join {
                 journal.made(Thing::Node { name: name.clone() });
                 report.progress(Waited::Registration.describe());
                 let begun = Begun::now(&session, None).await?;
-                session.output("systemctl restart kubelet", SHORT).await.doing("restarting the kubelet")?;
+                session
+                    .output("systemctl restart kubelet", SHORT)
+                    .await
+                    .doing("restarting the kubelet")?;
                 registered(on, &session, begun).await?
             }
         };
@@ -116,8 +136,14 @@ impl<C: Candidate> Stage<C> for Join {
             return Err(taken(name, node.address.as_deref()));
         }
         let (labels, taints) = on.wanted(&node);
-        cluster.converge_node(&node, &owner, token.as_deref(), &labels, &taints).await?;
-        if member.serving { serving::serve(on, &session, report).await } else { Ok(()) }
+        cluster
+            .converge_node(&node, &owner, token.as_deref(), &labels, &taints)
+            .await?;
+        if member.serving {
+            serving::serve(on, &session, report).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Neither a token nor the file with it outlives a run that was stopped; a kubelet that got no identity has nothing to
@@ -137,7 +163,9 @@ pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
         "the cluster already has a Node {name}, of another machine{}",
         address.map(|a| format!(" at {a}")).unwrap_or_default()
     ))
-    .with_help(format!("give this node another name, or, if that machine is gone: kubectl delete node {name}"))
+    .with_help(format!(
+        "give this node another name, or, if that machine is gone: kubectl delete node {name}"
+    ))
 }
 
 fn was_a_node(name: &str) -> Error {
@@ -171,10 +199,21 @@ impl Found {
         let look = format!(
             "{IS_IDENTITY} && echo identity; grep -qs '^# nodegraft' {BOOTSTRAP} && echo bootstrap; echo boot=$(cat /proc/sys/kernel/random/boot_id)"
         );
-        let found = session.output(&look, SHORT).await.doing("looking for the kubelet's identity")?;
+        let found = session
+            .output(&look, SHORT)
+            .await
+            .doing("looking for the kubelet's identity")?;
         let says = |word: &str| found.lines().any(|line| line == word);
-        let boot_id = found.lines().find_map(|line| line.strip_prefix("boot=")).unwrap_or_default().to_owned();
-        Ok(Self { identity: says("identity"), bootstrap: says("bootstrap"), boot_id })
+        let boot_id = found
+            .lines()
+            .find_map(|line| line.strip_prefix("boot="))
+            .unwrap_or_default()
+            .to_owned();
+        Ok(Self {
+            identity: says("identity"),
+            bootstrap: says("bootstrap"),
+            boot_id,
+        })
     }
 }
 
@@ -186,11 +225,20 @@ async fn lives_elsewhere<C: Candidate>(on: &C, found: &Found, node: &Node) -> Re
         return Ok(false);
     }
     // A kubelet that has only just started renews its lease a moment before it tells its boot.
-    Ok(on.cluster().node(&node.name).await?.is_some_and(|now| now.uid == node.uid && other_boot(&now)))
+    Ok(on
+        .cluster()
+        .node(&node.name)
+        .await?
+        .is_some_and(|now| now.uid == node.uid && other_boot(&now)))
 }
 
 /// Token, files, kubelet, request; returns the token's id. The token is deleted however this ends.
-async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journal: &Journal) -> Result<String> {
+async fn graft<C: Candidate>(
+    on: &C,
+    session: &Session,
+    report: &Reporter,
+    journal: &Journal,
+) -> Result<String> {
     let (cluster, name, owner) = (on.cluster(), &on.member().name, on.membership()?);
     // Before anything is given up for it.
     reachable(on, session).await?;
@@ -205,7 +253,9 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journ
         node: Some(owner.clone()),
         ..Terms::default()
     };
-    journal.made(Thing::Token { id: token.id.clone() });
+    journal.made(Thing::Token {
+        id: token.id.clone(),
+    });
     let server_clock = cluster.create_token(&token, &terms).await?;
     let joined = async {
         goes_first(on, &token, &owner).await?;
@@ -217,9 +267,14 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journ
     let deleted = delete_tokens(on, &owner).await;
     if joined.is_err() {
         // Without its token the kubelet could not even read the answer.
-        let _ = cluster.delete_requests_of(name, std::slice::from_ref(&token.id), false).await;
+        let _ = cluster
+            .delete_requests_of(name, std::slice::from_ref(&token.id), false)
+            .await;
     }
-    let removed = session.output(FORGET, SHORT).await.doing("removing the bootstrap kubeconfig");
+    let removed = session
+        .output(FORGET, SHORT)
+        .await
+        .doing("removing the bootstrap kubeconfig");
     joined?;
     deleted?;
     removed.map(|_| token.id)
@@ -227,7 +282,13 @@ async fn graft<C: Candidate>(on: &C, session: &Session, report: &Reporter, journ
 
 /// The tokens that were minted for this very machine.
 async fn tokens_of<C: Candidate>(on: &C, owner: &Owner) -> Result<Vec<OurToken>> {
-    Ok(on.cluster().our_tokens().await?.into_iter().filter(|token| token.owner == *owner).collect())
+    Ok(on
+        .cluster()
+        .our_tokens()
+        .await?
+        .into_iter()
+        .filter(|token| token.owner == *owner)
+        .collect())
 }
 
 async fn delete_tokens<C: Candidate>(on: &C, owner: &Owner) -> Result<()> {
@@ -242,15 +303,26 @@ async fn delete_tokens<C: Candidate>(on: &C, owner: &Owner) -> Result<()> {
 async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Result<()> {
     let tokens = on.cluster().our_tokens().await?;
     let age = |token: &OurToken| (token.created, token.id.clone());
-    let Some(mine) = tokens.iter().find(|known| known.id == token.id) else { return Ok(()) };
+    let Some(mine) = tokens.iter().find(|known| known.id == token.id) else {
+        return Ok(());
+    };
     let is_rival = |other: &&OurToken| {
         let alive = other.expires.is_none_or(|expires| expires > mine.created);
-        alive && other.owner.node == owner.node && other.owner.instance != owner.instance && age(other) < age(mine)
+        alive
+            && other.owner.node == owner.node
+            && other.owner.instance != owner.instance
+            && age(other) < age(mine)
     };
     match tokens.iter().find(is_rival) {
         None => Ok(()),
-        Some(rival) => Err(Error::new(format!("another machine is joining as {} at this moment, with the token {}", owner.node, rival.id))
-            .with_help(format!("give one of the two another name; if that join is dead: nodegraft token delete {}", rival.id))),
+        Some(rival) => Err(Error::new(format!(
+            "another machine is joining as {} at this moment, with the token {}",
+            owner.node, rival.id
+        ))
+        .with_help(format!(
+            "give one of the two another name; if that join is dead: nodegraft token delete {}",
+            rival.id
+        ))),
     }
 }
 
@@ -265,17 +337,27 @@ fn extra_groups<C: Candidate>(on: &C) -> Vec<String> {
 /// What the API server answers for the bearer of a token of ours.
 async fn may<C: Candidate>(on: &C, user: &str, right: Right) -> Result<bool> {
     let extra = extra_groups(on);
-    let groups: Vec<&str> = std::iter::once(BOOTSTRAPPERS).chain(extra.iter().map(String::as_str)).collect();
+    let groups: Vec<&str> = std::iter::once(BOOTSTRAPPERS)
+        .chain(extra.iter().map(String::as_str))
+        .collect();
     on.cluster().may(user, &groups, right).await
 }
 
 /// The machine can reach the API server: the commonest fault, and the kubelet would only log about it.
 async fn reachable<C: Candidate>(on: &C, session: &Session) -> Result<()> {
     let server = server(on);
-    let authority = server.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
+    let authority = server
+        .split("://")
+        .nth(1)
+        .unwrap_or_default()
+        .split('/')
+        .next()
+        .unwrap_or_default();
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
     let host = host.trim_matches(['[', ']']);
-    let probe = format!("timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}");
+    let probe = format!(
+        "timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}"
+    );
     session.output(&probe, SHORT).await.map(drop).map_err(|error| {
         Error::new(format!("the guest cannot reach the API server {server}")).because(error).with_help(
             "is that address right as seen from the guest? set `cluster.server` in the spec, or --server, to the one that is; check gateway and firewall",
@@ -292,7 +374,9 @@ async fn with_token<C: Candidate>(
     journal: &Journal,
 ) -> Result<()> {
     let (cluster, member) = (on.cluster(), on.member());
-    let begun = Begun::now(session, server_clock).await.doing("reading the machine's clock")?;
+    let begun = Begun::now(session, server_clock)
+        .await
+        .doing("reading the machine's clock")?;
     if let Some(skew) = begun.skew.filter(|_| begun.is_off()) {
         report.warn(
             format!("the clock of {} is {}", member.name, off_by(skew)),
@@ -300,26 +384,59 @@ async fn with_token<C: Candidate>(
         );
     }
     let values = serde_json::json!({"node": member});
-    let kubeconfig = bootstrap_kubeconfig(on.templates(), server(on), &cluster.ca_base64, &token.reveal())?;
-    session.output(&on.templates().render("join/reset.sh", &values)?, SHORT).await.doing("clearing an earlier membership")?;
+    let kubeconfig = bootstrap_kubeconfig(
+        on.templates(),
+        server(on),
+        &cluster.ca_base64,
+        &token.reveal(),
+    )?;
+    session
+        .output(&on.templates().render("join/reset.sh", &values)?, SHORT)
+        .await
+        .doing("clearing an earlier membership")?;
     let owner = on.membership()?;
     // The Node of this machine's earlier life would keep its new kubelet from registering as itself.
-    if let Some(node) = cluster.node(&member.name).await?.filter(|node| node.is_of(&owner.instance)) {
+    if let Some(node) = cluster
+        .node(&member.name)
+        .await?
+        .filter(|node| node.is_of(&owner.instance))
+    {
         // Of this machine nothing renews its lease any more.
         if lives_elsewhere(on, &Found::look(session).await?, &node).await? {
             return Err(shared_machine_id(&node, &owner));
         }
         // What that life asked for in the Node's name nobody could prove to be ours once the Node is gone.
-        cluster.delete_requests_of(&node.name, node.token.as_slice(), true).await?;
+        cluster
+            .delete_requests_of(&node.name, node.token.as_slice(), true)
+            .await?;
         cluster.delete_node(&node).await?;
     }
     // Only now: the Node of a copy of this machine would be taken for ours.
-    journal.made(Thing::Node { name: member.name.clone() });
+    journal.made(Thing::Node {
+        name: member.name.clone(),
+    });
     journal.made(Thing::Membership);
-    session.write("/etc/kubernetes/pki/ca.crt", cluster.ca_pem.clone().into_bytes(), "0644", SHORT).await?;
-    session.write(BOOTSTRAP, format!("{OURS}\n{kubeconfig}").into_bytes(), "0600", SHORT).await?;
+    session
+        .write(
+            "/etc/kubernetes/pki/ca.crt",
+            cluster.ca_pem.clone().into_bytes(),
+            "0644",
+            SHORT,
+        )
+        .await?;
+    session
+        .write(
+            BOOTSTRAP,
+            format!("{OURS}\n{kubeconfig}").into_bytes(),
+            "0600",
+            SHORT,
+        )
+        .await?;
     report.progress("starting the kubelet");
-    session.output(&on.templates().render("join/start.sh", &values)?, SHORT).await.doing("starting the kubelet")?;
+    session
+        .output(&on.templates().render("join/start.sh", &values)?, SHORT)
+        .await
+        .doing("starting the kubelet")?;
 
     let waited = Mutex::new(Waited::Request);
     let at = |place: Waited| {
@@ -330,14 +447,22 @@ async fn with_token<C: Candidate>(
     let issued = async {
         approve(on, token, report, &at).await?;
         at(Waited::Certificate);
-        let ours = |seen: &Request| seen.state == State::Issued && seen.objection(&token.user(), &member.name).is_none();
+        let ours = |seen: &Request| {
+            seen.state == State::Issued && seen.objection(&token.user(), &member.name).is_none()
+        };
         cluster.watch_csr(&token.user(), ours).await?;
         at(Waited::Registration);
-        cluster.watch_node(&member.name, |_| true, |_| {}).await.map(drop)
+        cluster
+            .watch_node(&member.name, |_| true, |_| {})
+            .await
+            .map(drop)
     };
     let stuck = async |how: String| {
         let facts = now(on, session, begun, token, &waited).await;
-        Err(facts::error(format!("the node did not join {how}: {}", facts.waited.describe()), &facts))
+        Err(facts::error(
+            format!("the node did not join {how}: {}", facts.waited.describe()),
+            &facts,
+        ))
     };
     let limit = member.deadlines.join;
     tokio::select! {
@@ -350,12 +475,22 @@ async fn with_token<C: Candidate>(
 }
 
 /// The facts of this moment.
-async fn now<C: Candidate>(on: &C, session: &Session, begun: Begun, token: &Token, waited: &Mutex<Waited>) -> Facts {
+async fn now<C: Candidate>(
+    on: &C,
+    session: &Session,
+    begun: Begun,
+    token: &Token,
+    waited: &Mutex<Waited>,
+) -> Facts {
     let waited = *locked(waited);
     let mut groups = vec![BOOTSTRAPPERS.to_owned()];
     groups.extend(extra_groups(on));
     let known = Known {
-        token: on.cluster().token_state(&token.id).await.unwrap_or(TokenState::Alive),
+        token: on
+            .cluster()
+            .token_state(&token.id)
+            .await
+            .unwrap_or(TokenState::Alive),
         user: token.user(),
         groups,
         may_request: may(on, &token.user(), Right::Request).await.unwrap_or(true),
@@ -365,7 +500,13 @@ async fn now<C: Candidate>(on: &C, session: &Session, begun: Begun, token: &Toke
 
 /// Ends when the join fails for a reason that waiting will not mend: the kubelet ends again and again, its clock is off,
 /// it does not trust the API server.
-async fn hopeless<C: Candidate>(on: &C, session: &Session, begun: Begun, token: &Token, waited: &Mutex<Waited>) {
+async fn hopeless<C: Candidate>(
+    on: &C,
+    session: &Session,
+    begun: Begun,
+    token: &Token,
+    waited: &Mutex<Waited>,
+) {
     let mut enough = CRASH_LOOP;
     for look in 1.. {
         tokio::time::sleep(LOOK).await;
@@ -384,7 +525,12 @@ async fn hopeless<C: Candidate>(on: &C, session: &Session, begun: Begun, token: 
 }
 
 /// Sees the one request approved: by whoever may, else by us.
-async fn approve<C: Candidate>(on: &C, token: &Token, report: &Reporter, at: &(impl Fn(Waited) + Sync)) -> Result<()> {
+async fn approve<C: Candidate>(
+    on: &C,
+    token: &Token,
+    report: &Reporter,
+    at: &(impl Fn(Waited) + Sync),
+) -> Result<()> {
     let (cluster, name, user) = (on.cluster(), &on.member().name, token.user());
     let csr = cluster.watch_csr(&user, |_| true).await?;
     if let Some(objection) = csr.objection(&user, name) {
@@ -395,14 +541,24 @@ async fn approve<C: Candidate>(on: &C, token: &Token, report: &Reporter, at: &(i
     // Who may not ask who may what waits for the others first.
     let others = may(on, &user, Right::ClientApproval).await.unwrap_or(true);
     if others && csr.state == State::Pending {
-        report.progress(format!("waiting for the controller manager to approve {}", csr.name));
+        report.progress(format!(
+            "waiting for the controller manager to approve {}",
+            csr.name
+        ));
         if let Ok(seen) = tokio::time::timeout(OTHERS, cluster.watch_csr(&user, decided)).await {
             return refuse_denied(seen?);
         }
     }
     report.progress(format!("approving {}", csr.name));
     let objection = |seen: &Request| seen.objection(&user, name);
-    if !cluster.approve_csr(&csr, &format!("node {name} of cluster {} joins", on.terms().name), objection).await? {
+    if !cluster
+        .approve_csr(
+            &csr,
+            &format!("node {name} of cluster {} joins", on.terms().name),
+            objection,
+        )
+        .await?
+    {
         at(Waited::Approval);
     }
     refuse_denied(cluster.watch_csr(&user, decided).await?)
@@ -420,11 +576,23 @@ fn refuse_denied(csr: Request) -> Result<()> {
 /// A kubelet that has an identity registers itself.
 async fn registered<C: Candidate>(on: &C, session: &Session, begun: Begun) -> Result<Node> {
     let limit = on.member().deadlines.join;
-    match tokio::time::timeout(limit, on.cluster().watch_node(&on.member().name, |_| true, |_| {})).await {
+    match tokio::time::timeout(
+        limit,
+        on.cluster().watch_node(&on.member().name, |_| true, |_| {}),
+    )
+    .await
+    {
         Ok(node) => node,
         Err(_) => {
-            let facts = facts::facts(on, session, begun, Waited::Registration, Known::nothing()).await;
-            Err(facts::error(format!("the kubelet did not register the Node within {} s", limit.as_secs()), &facts))
+            let facts =
+                facts::facts(on, session, begun, Waited::Registration, Known::nothing()).await;
+            Err(facts::error(
+                format!(
+                    "the kubelet did not register the Node within {} s",
+                    limit.as_secs()
+                ),
+                &facts,
+            ))
         }
     }
 }

@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::NodeRun;
-use crate::error::{Context, Error, Result, one_line};
-use crate::journal::Journal;
-use crate::mark::{Claimed, SeedState};
+use crate::core::error::{Context, Error, Result, one_line};
+use crate::core::journal::Journal;
+use crate::core::mark::{Claimed, SeedState};
+use crate::core::plan::HostKey;
+use crate::core::spec::Size;
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::HostKey;
-use crate::seed;
-use crate::spec::Size;
-use crate::ssh::{OpenError, Session};
+use crate::rooms::seed;
+use crate::rooms::ssh::{OpenError, Session};
 
 const ATTEMPT: Duration = Duration::from_secs(20);
 const SYNC: Duration = Duration::from_secs(60);
@@ -36,7 +36,9 @@ impl Stage<NodeRun> for Login {
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
         let session = match on.open_session(ATTEMPT).await {
             Ok(session) => session,
-            Err(error @ OpenError::WrongHostKey { .. }) => return Ok(Check::Conflict(wrong_key(on, error))),
+            Err(error @ OpenError::WrongHostKey { .. }) => {
+                return Ok(Check::Conflict(wrong_key(on, error)));
+            }
             Err(error) => return Ok(Check::Needed(error.to_string())),
         };
         match first_boot(&session).await {
@@ -80,7 +82,10 @@ impl Stage<NodeRun> for Login {
         }
         warn_of_first_boot(on, &session, report).await?;
         // From here on its disk is the only place that has the host key: a power cut must not take it.
-        session.output("sync", SYNC).await.doing("writing the guest's files to its disk")?;
+        session
+            .output("sync", SYNC)
+            .await
+            .doing("writing the guest's files to its disk")?;
         blank_seed(on).await
     }
 }
@@ -126,7 +131,10 @@ fn wrong_key(on: &NodeRun, error: OpenError) -> Error {
 }
 
 async fn first_boot(session: &Session) -> Result<String> {
-    session.output(FIRST_BOOT, ATTEMPT).await.doing("asking whether the first boot is over")
+    session
+        .output(FIRST_BOOT, ATTEMPT)
+        .await
+        .doing("asking whether the first boot is over")
 }
 
 /// What the first boot got wrong without failing: errors of its own, a root file system that did not grow.
@@ -134,11 +142,23 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
     let result = session
         .output("cat /run/cloud-init/result.json 2>/dev/null || echo '{}'; echo; df -B1 --output=size / | tail -n 1", ATTEMPT)
         .await?;
-    let (json, size) = result.trim_end().rsplit_once('\n').unwrap_or((&result, "0"));
-    let errors =
-        serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["v1"]["errors"].as_array().cloned()).unwrap_or_default();
+    let (json, size) = result
+        .trim_end()
+        .rsplit_once('\n')
+        .unwrap_or((&result, "0"));
+    let errors = serde_json::from_str::<serde_json::Value>(json)
+        .ok()
+        .and_then(|v| v["v1"]["errors"].as_array().cloned())
+        .unwrap_or_default();
     for error in errors {
-        report.warn(format!("cloud-init in {} says: {}", on.node.name, error.as_str().unwrap_or_default()), None);
+        report.warn(
+            format!(
+                "cloud-init in {} says: {}",
+                on.node.name,
+                error.as_str().unwrap_or_default()
+            ),
+            None,
+        );
     }
     let size: u64 = size.trim().parse().unwrap_or(0);
     // File systems keep some for themselves; a root that did not grow has far less.
@@ -159,10 +179,21 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
 /// The same seed without the private key. The instance id stays, or cloud-init would take it for a new machine.
 async fn blank_seed(on: &NodeRun) -> Result<()> {
     let mut mark = on.mark()?;
-    let key = HostKey { public: mark.host_key.clone(), private: None };
-    let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
+    let key = HostKey {
+        public: mark.host_key.clone(),
+        private: None,
+    };
+    let files = on.run.plan.seed_files(
+        &on.node,
+        &mark.owner.instance,
+        &key,
+        &on.run.authorized_keys,
+    )?;
     let Claimed { pool, name } = on.claimed_seed()?;
-    on.host.write_raw(&pool, &name, seed::image(&files)?).await.doing("blanking the seed volume")?;
+    on.host
+        .write_raw(&pool, &name, seed::image(&files)?)
+        .await
+        .doing("blanking the seed volume")?;
     mark.seed = SeedState::Blank;
     on.set_mark(&mark).await
 }

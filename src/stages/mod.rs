@@ -31,17 +31,17 @@ use std::time::Duration;
 
 use candidate::{Candidate, Joining};
 
-use crate::cluster::Cluster;
-use crate::error::{Error, Result};
-use crate::libvirt::{Host, console::Console, domain::Domain, storage};
-use crate::mark::{Claimed, Mark, SeedState};
-use crate::ownership::Owner;
+use crate::core::error::{Error, Result};
+use crate::core::mark::{Claimed, Mark, SeedState};
+use crate::core::ownership::Owner;
+use crate::core::plan::{self, Member, Plan};
+use crate::core::spec::FirstBoot;
 use crate::pipeline::stage::Stage;
-use crate::plan::{self, Member, Plan};
-use crate::process;
-use crate::spec::FirstBoot;
-use crate::ssh::{Identity, Kept, OpenError, Session, Target, Trust};
-use crate::state::{LoginKey, StateDir};
+use crate::rooms::cluster::Cluster;
+use crate::rooms::libvirt::{Host, console::Console, domain::Domain, storage};
+use crate::rooms::process;
+use crate::rooms::ssh::{Identity, Kept, OpenError, Session, Target, Trust};
+use crate::rooms::state::{LoginKey, StateDir};
 
 /// Once per run, in this order. `join` is false for machines that join no cluster.
 pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Run>>> {
@@ -54,7 +54,8 @@ pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Run>>> {
 
 /// Once per node, in this order. Inject is there for a node that asks for it.
 pub fn node_stages(node: &plan::Node, join: bool) -> Vec<Box<dyn Stage<NodeRun>>> {
-    let mut stages: Vec<Box<dyn Stage<NodeRun>>> = vec![Box::new(claim::Claim), Box::new(volume::Volume)];
+    let mut stages: Vec<Box<dyn Stage<NodeRun>>> =
+        vec![Box::new(claim::Claim), Box::new(volume::Volume)];
     if node.first_boot == FirstBoot::Inject {
         stages.push(Box::new(inject::Inject));
     }
@@ -109,13 +110,17 @@ pub struct Sight {
 impl Sight {
     /// The claim on a node: the domain whose mark proves it, whatever its name is by now.
     pub fn claim(&self, cluster: &str, node: &str) -> Option<&Domain> {
-        self.domains.iter().find(|domain| is_claim(domain, cluster, node))
+        self.domains
+            .iter()
+            .find(|domain| is_claim(domain, cluster, node))
     }
 }
 
 /// Whether a domain is the claim on a node.
 pub fn is_claim(domain: &Domain, cluster: &str, node: &str) -> bool {
-    domain.owner().is_some_and(|owner| owner.cluster == cluster && owner.node == node)
+    domain
+        .owner()
+        .is_some_and(|owner| owner.cluster == cluster && owner.node == node)
 }
 
 /// One node on its way, with what one stage leaves for the next.
@@ -157,12 +162,22 @@ impl NodeRun {
         let sight = run.sight.get();
         let domain = sight.and_then(|sight| {
             let named = || sight.domains.iter().find(|domain| domain.name == node.name);
-            sight.claim(&run.plan.cluster.name, &node.name).or_else(named).cloned()
+            sight
+                .claim(&run.plan.cluster.name, &node.name)
+                .or_else(named)
+                .cloned()
         });
-        let disk = domain.as_ref().and_then(Domain::proven_mark).and_then(|mark| {
-            let claimed = mark.volume(&mark.owner.disk())?;
-            sight.filter(|sight| sight.pool.name == claimed.pool)?.pool.volume(&claimed.name).cloned()
-        });
+        let disk = domain
+            .as_ref()
+            .and_then(Domain::proven_mark)
+            .and_then(|mark| {
+                let claimed = mark.volume(&mark.owner.disk())?;
+                sight
+                    .filter(|sight| sight.pool.name == claimed.pool)?
+                    .pool
+                    .volume(&claimed.name)
+                    .cloned()
+            });
         Self {
             host: run.host.told_apart(),
             run,
@@ -183,7 +198,9 @@ impl NodeRun {
 
     /// The node's domain as it was last seen, if it is our claim.
     pub fn claim(&self) -> Option<Domain> {
-        locked(&self.domain).clone().filter(|domain| is_claim(domain, &self.run.plan.cluster.name, &self.node.name))
+        locked(&self.domain)
+            .clone()
+            .filter(|domain| is_claim(domain, &self.run.plan.cluster.name, &self.node.name))
     }
 
     /// Asks libvirt anew: for the claim by its UUID, where there is none for what bears the node's name.
@@ -203,7 +220,10 @@ impl NodeRun {
 
     /// The claim; an error if there is none.
     fn claimed(&self) -> Result<Domain> {
-        self.claim().ok_or_else(|| Error::new(format!("there is no domain of {}", self.node.name)).with_help("run `nodegraft up` again"))
+        self.claim().ok_or_else(|| {
+            Error::new(format!("there is no domain of {}", self.node.name))
+                .with_help("run `nodegraft up` again")
+        })
     }
 
     fn owner(&self) -> Result<Owner> {
@@ -222,14 +242,25 @@ impl NodeRun {
     fn claimed_volume(&self, name: impl Fn(&Owner) -> String) -> Result<Claimed> {
         let mark = self.mark()?;
         let name = name(&mark.owner);
-        mark.volume(&name).cloned().ok_or_else(|| Error::new(format!("the mark of {} does not list {name}", self.node.name)))
+        mark.volume(&name).cloned().ok_or_else(|| {
+            Error::new(format!(
+                "the mark of {} does not list {name}",
+                self.node.name
+            ))
+        })
     }
 
     /// The disk as it was last seen. What Preflight saw is the spec's pool; in another one it is looked up here.
     async fn seen_disk(&self) -> Result<Option<storage::Volume>> {
         let seen = locked(&self.disk).clone();
         let claimed = self.claimed_disk()?;
-        if seen.is_some() || self.run.sight.get().is_some_and(|sight| sight.pool.name == claimed.pool) {
+        if seen.is_some()
+            || self
+                .run
+                .sight
+                .get()
+                .is_some_and(|sight| sight.pool.name == claimed.pool)
+        {
             return Ok(seen);
         }
         let found = self.host.volume(&claimed.pool, &claimed.name).await?;
@@ -238,7 +269,9 @@ impl NodeRun {
     }
 
     fn mark(&self) -> Result<Mark> {
-        self.claimed()?.mark.ok_or_else(|| not_ours(&self.node.name))
+        self.claimed()?
+            .mark
+            .ok_or_else(|| not_ours(&self.node.name))
     }
 
     /// Writes the mark and reads it back.
@@ -249,7 +282,9 @@ impl NodeRun {
 
     /// The seed is written: from then on the VM may have run, and its disk is not made anew.
     fn is_sealed(&self) -> bool {
-        self.claim().and_then(|claim| claim.mark).is_some_and(|mark| mark.seed != SeedState::Unwritten)
+        self.claim()
+            .and_then(|claim| claim.mark)
+            .is_some_and(|mark| mark.seed != SeedState::Unwritten)
     }
 
     /// Asks anew whether what an earlier run left may be replaced: the VM never ran, and nobody but us works on it. Another
@@ -280,7 +315,10 @@ impl NodeRun {
                 port: 22,
                 user: self.node.user.clone(),
                 trust: Trust::Pinned(mark.host_key),
-                identity: Identity::Key { private: self.run.key.private.clone(), public: self.run.key.public.clone() },
+                identity: Identity::Key {
+                    private: self.run.key.private.clone(),
+                    public: self.run.key.public.clone(),
+                },
             })
         };
         self.session.session(target, deadline).await
@@ -292,6 +330,10 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn not_ours(name: &str) -> Error {
-    Error::new(format!("the name {name} is taken by a domain that is not a node of this cluster"))
-        .with_help(format!("give the node another name, or look at that domain first: virsh dumpxml {name}"))
+    Error::new(format!(
+        "the name {name} is taken by a domain that is not a node of this cluster"
+    ))
+    .with_help(format!(
+        "give the node another name, or look at that domain first: virsh dumpxml {name}"
+    ))
 }

@@ -9,18 +9,19 @@ use async_trait::async_trait;
 
 use super::join::taken;
 use super::{Run, Sight, is_claim};
-use crate::cluster::access::Right;
-use crate::cluster::{Cluster, is_forbidden};
-use crate::error::{Error, Exit, Result, one_line};
-use crate::guestfs;
-use crate::journal::Journal;
-use crate::libvirt::storage::Pool;
-use crate::libvirt::{Host, NetworkState, domain::Domain, kvm_works_here};
-use crate::mark::SeedState;
-use crate::ownership::Owner;
+use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::finding::{Finding, State};
+use crate::core::journal::Journal;
+use crate::core::mark::SeedState;
+use crate::core::ownership::Owner;
+use crate::core::plan::{Node, Plan};
+use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::{Node, Plan};
-use crate::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
+use crate::rooms::cluster::access::Right;
+use crate::rooms::cluster::{Cluster, is_forbidden};
+use crate::rooms::guestfs;
+use crate::rooms::libvirt::storage::Pool;
+use crate::rooms::libvirt::{Host, NetworkState, domain::Domain, kvm_works_here};
 
 /// What an overlay may grow to before anyone looks again.
 const OVERLAY_ROOM: u64 = 1 << 30;
@@ -53,19 +54,34 @@ impl Stage<Run> for Preflight {
             findings.extend(nodes(on, &sight).await?);
             let _ = on.sight.set(sight);
         }
-        for finding in findings.iter().filter(|finding| finding.state == State::Doubtful) {
+        for finding in findings
+            .iter()
+            .filter(|finding| finding.state == State::Doubtful)
+        {
             report.warn(finding.what.clone(), finding.help.clone());
         }
-        let bad: Vec<&Finding> = findings.iter().filter(|finding| finding.state == State::Bad).collect();
+        let bad: Vec<&Finding> = findings
+            .iter()
+            .filter(|finding| finding.state == State::Bad)
+            .collect();
         Ok(match bad.as_slice() {
             [] => Check::Done(format!("{} checks", findings.len())),
-            [one] => Check::Conflict(unfit(one.what.clone()).with_help(one.help.clone().unwrap_or_else(|| "nothing was created".into()))),
+            [one] => Check::Conflict(
+                unfit(one.what.clone()).with_help(
+                    one.help
+                        .clone()
+                        .unwrap_or_else(|| "nothing was created".into()),
+                ),
+            ),
             many => Check::Conflict(
                 unfit(format!("{} preflight checks failed", many.len()))
                     .with_detail(
                         many.iter()
                             .flat_map(|finding| {
-                                [Some(format!("- {}", finding.what)), finding.help.as_ref().map(|help| format!("  {help}"))]
+                                [
+                                    Some(format!("- {}", finding.what)),
+                                    finding.help.as_ref().map(|help| format!("  {help}")),
+                                ]
                             })
                             .flatten(),
                     )
@@ -83,46 +99,34 @@ fn unfit(what: String) -> Error {
     Error::new(what).with_exit(Exit::Unfit)
 }
 
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Finding {
-    pub state: State,
-    pub what: String,
-    pub help: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Good,
-    Doubtful,
-    Bad,
-}
-
-impl Finding {
-    pub fn good(what: impl Into<String>) -> Self {
-        Self { state: State::Good, what: what.into(), help: None }
-    }
-
-    pub fn doubtful(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { state: State::Doubtful, what: what.into(), help: Some(help.into()) }
-    }
-
-    pub fn bad(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { state: State::Bad, what: what.into(), help: Some(help.into()) }
-    }
-}
-
 /// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.
 async fn wanted_volumes(host: &Host, plan: &Plan, domains: &[Domain]) -> Result<Option<Pool>> {
-    let mut wanted: BTreeSet<String> = plan.nodes.iter().map(|node| node.template.clone()).collect();
-    wanted.extend(domains.iter().filter_map(Domain::owner).filter(|owner| owner.cluster == plan.cluster.name).map(Owner::disk));
-    host.pool(&plan.host.pool, move |name| wanted.contains(name)).await
+    let mut wanted: BTreeSet<String> = plan
+        .nodes
+        .iter()
+        .map(|node| node.template.clone())
+        .collect();
+    wanted.extend(
+        domains
+            .iter()
+            .filter_map(Domain::owner)
+            .filter(|owner| owner.cluster == plan.cluster.name)
+            .map(Owner::disk),
+    );
+    host.pool(&plan.host.pool, move |name| wanted.contains(name))
+        .await
 }
 
 /// The host: pool, network, acceleration; and what guests will run under.
-pub async fn host(host: &Host, spec: &spec::Host, found: Option<&Pool>) -> Result<(Vec<Finding>, String)> {
-    let mut findings = vec![pool(host, &spec.pool, found).await?, network(host, &spec.network).await?];
+pub async fn host(
+    host: &Host,
+    spec: &spec::Host,
+    found: Option<&Pool>,
+) -> Result<(Vec<Finding>, String)> {
+    let mut findings = vec![
+        pool(host, &spec.pool, found).await?,
+        network(host, &spec.network).await?,
+    ];
     let (kind, doubt) = virt_type(host, spec.virt_type).await?;
     findings.push(doubt.unwrap_or_else(|| Finding::good(format!("guests run under {kind}"))));
     Ok((findings, kind))
@@ -130,8 +134,14 @@ pub async fn host(host: &Host, spec: &spec::Host, found: Option<&Pool>) -> Resul
 
 async fn pool(host: &Host, name: &str, found: Option<&Pool>) -> Result<Finding> {
     Ok(match found {
-        Some(pool) if pool.active => Finding::good(format!("the pool {name} is active, {} free", Size(pool.available >> 20 << 20))),
-        Some(_) => Finding::bad(format!("the pool {name} is not active"), format!("virsh -c '{}' pool-start {name}", host.uri())),
+        Some(pool) if pool.active => Finding::good(format!(
+            "the pool {name} is active, {} free",
+            Size(pool.available >> 20 << 20)
+        )),
+        Some(_) => Finding::bad(
+            format!("the pool {name} is not active"),
+            format!("virsh -c '{}' pool-start {name}", host.uri()),
+        ),
         None => {
             let pools = host.pool_names().await?;
             let help = if pools.is_empty() {
@@ -139,7 +149,10 @@ async fn pool(host: &Host, name: &str, found: Option<&Pool>) -> Result<Finding> 
                     "the host has no pool; make one: virsh pool-define-as {name} dir --target /var/lib/libvirt/{name} && virsh pool-start {name}"
                 )
             } else {
-                format!("set `host.pool` in the spec to one of: {}", pools.join(", "))
+                format!(
+                    "set `host.pool` in the spec to one of: {}",
+                    pools.join(", ")
+                )
             };
             Finding::bad(format!("the host has no pool {name}"), help)
         }
@@ -150,33 +163,47 @@ async fn network(host: &Host, network: &Network) -> Result<Finding> {
     Ok(match network {
         Network::Network(name) => match host.network(name).await? {
             NetworkState::Active => Finding::good(format!("the network {name} is active")),
-            NetworkState::Inactive => {
-                Finding::bad(format!("the network {name} is not active"), format!("virsh -c '{}' net-start {name}", host.uri()))
-            }
-            NetworkState::Absent => {
-                Finding::bad(format!("the host has no network {name}"), "set `host.network` in the spec; see: virsh net-list --all")
-            }
+            NetworkState::Inactive => Finding::bad(
+                format!("the network {name} is not active"),
+                format!("virsh -c '{}' net-start {name}", host.uri()),
+            ),
+            NetworkState::Absent => Finding::bad(
+                format!("the host has no network {name}"),
+                "set `host.network` in the spec; see: virsh net-list --all",
+            ),
         },
-        Network::Bridge(name) if !host.is_local() => Finding::good(format!("the bridge {name} is on another host and was not looked at")),
-        Network::Bridge(name) if Path::new("/sys/class/net").join(name).join("bridge").is_dir() => {
+        Network::Bridge(name) if !host.is_local() => Finding::good(format!(
+            "the bridge {name} is on another host and was not looked at"
+        )),
+        Network::Bridge(name)
+            if Path::new("/sys/class/net")
+                .join(name)
+                .join("bridge")
+                .is_dir() =>
+        {
             Finding::good(format!("the bridge {name} exists"))
         }
-        Network::Bridge(name) => {
-            Finding::bad(format!("the host has no bridge {name}"), "set `host.network` in the spec; see: ip link show type bridge")
-        }
+        Network::Bridge(name) => Finding::bad(
+            format!("the host has no bridge {name}"),
+            "set `host.network` in the spec; see: ip link show type bridge",
+        ),
     })
 }
 
 /// What guests will run under, and a doubt about it.
 pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<Finding>)> {
     let offered = host.offers_kvm().await?;
-    let proven = !host.is_local() || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpuinfo| kvm_works_here(&cpuinfo));
+    let proven = !host.is_local()
+        || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpuinfo| kvm_works_here(&cpuinfo));
     let slow = "guests boot in software emulation, many times slower; enable virtualization (nested, in a VM) if you can";
     Ok(match wanted {
         VirtType::Qemu => ("qemu".into(), None),
         VirtType::Kvm if !offered => (
             "kvm".into(),
-            Some(Finding::bad("libvirt offers no KVM on this host", "load the kvm module, or set `virt_type: auto` in the spec")),
+            Some(Finding::bad(
+                "libvirt offers no KVM on this host",
+                "load the kvm module, or set `virt_type: auto` in the spec",
+            )),
         ),
         VirtType::Kvm if !proven => (
             "kvm".into(),
@@ -187,10 +214,17 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
         ),
         VirtType::Kvm => ("kvm".into(), None),
         VirtType::Auto if offered && proven => ("kvm".into(), None),
-        VirtType::Auto if offered => {
-            ("qemu".into(), Some(Finding::doubtful("KVM is offered, but the processor shows neither vmx nor svm", slow)))
-        }
-        VirtType::Auto => ("qemu".into(), Some(Finding::doubtful("there is no KVM on this host", slow))),
+        VirtType::Auto if offered => (
+            "qemu".into(),
+            Some(Finding::doubtful(
+                "KVM is offered, but the processor shows neither vmx nor svm",
+                slow,
+            )),
+        ),
+        VirtType::Auto => (
+            "qemu".into(),
+            Some(Finding::doubtful("there is no KVM on this host", slow)),
+        ),
     })
 }
 
@@ -198,35 +232,82 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
     let (host, plan) = (&on.host, &on.plan);
     let mut findings = templates(plan, sight);
-    for path in plan.nodes.iter().filter_map(|node| node.upload.as_ref()).map(|upload| &upload.file).collect::<BTreeSet<_>>() {
+    for path in plan
+        .nodes
+        .iter()
+        .filter_map(|node| node.upload.as_ref())
+        .map(|upload| &upload.file)
+        .collect::<BTreeSet<_>>()
+    {
         findings.push(match std::fs::metadata(path) {
             Ok(file) if file.is_file() => Finding::good(format!("{path} is there")),
-            Ok(_) => Finding::bad(format!("{path} is not a file"), "correct `kubelet.file` in the spec"),
-            Err(error) => Finding::bad(format!("{path} cannot be read: {error}"), "correct `kubelet.file` in the spec"),
+            Ok(_) => Finding::bad(
+                format!("{path} is not a file"),
+                "correct `kubelet.file` in the spec",
+            ),
+            Err(error) => Finding::bad(
+                format!("{path} cannot be read: {error}"),
+                "correct `kubelet.file` in the spec",
+            ),
         });
     }
-    if plan.nodes.iter().any(|node| node.first_boot == FirstBoot::Inject) {
+    if plan
+        .nodes
+        .iter()
+        .any(|node| node.first_boot == FirstBoot::Inject)
+    {
         findings.push(injection(host));
     }
-    let fresh: Vec<&Node> = plan.nodes.iter().filter(|node| sight.claim(&plan.cluster.name, &node.name).is_none()).collect();
-    findings.extend(fresh.iter().filter_map(|node| name_taken(host, node, sight)));
+    let fresh: Vec<&Node> = plan
+        .nodes
+        .iter()
+        .filter(|node| sight.claim(&plan.cluster.name, &node.name).is_none())
+        .collect();
+    findings.extend(
+        fresh
+            .iter()
+            .filter_map(|node| name_taken(host, node, sight)),
+    );
     if let Some(cluster) = on.cluster.as_ref().filter(|_| !fresh.is_empty()) {
         // The Node of a machine that is not here: of another host, or of a VM that is no more.
         let members = cluster.all_nodes().await?;
-        for other in fresh.iter().filter_map(|node| members.iter().find(|member| member.name == node.name)) {
+        for other in fresh
+            .iter()
+            .filter_map(|node| members.iter().find(|member| member.name == node.name))
+        {
             let error = taken(&other.name, other.address.as_deref());
-            findings.push(Finding::bad(error.to_string(), error.help().unwrap_or_default()));
+            findings.push(Finding::bad(
+                error.to_string(),
+                error.help().unwrap_or_default(),
+            ));
         }
     }
-    let moved = plan.nodes.iter().filter(|node| moves(node, &on.recreate, sight.claim(&plan.cluster.name, &node.name)));
+    let moved = plan.nodes.iter().filter(|node| {
+        moves(
+            node,
+            &on.recreate,
+            sight.claim(&plan.cluster.name, &node.name),
+        )
+    });
     let arriving: Vec<&Node> = fresh.into_iter().chain(moved).collect();
-    findings.extend(arriving.iter().filter_map(|node| address_taken(node, &plan.cluster.name, sight)));
-    let probes = arriving.iter().map(|node| async { (node.name.clone(), node.ip, answers(node.ip, &node.mac).await) });
+    findings.extend(
+        arriving
+            .iter()
+            .filter_map(|node| address_taken(node, &plan.cluster.name, sight)),
+    );
+    let probes = arriving.iter().map(|node| async {
+        (
+            node.name.clone(),
+            node.ip,
+            answers(node.ip, &node.mac).await,
+        )
+    });
     for (name, ip, answer) in futures_util::future::join_all(probes).await {
         findings.push(match answer {
-            Some(how) => {
-                Finding::bad(format!("something already answers at {ip}, the address of {name} ({how})"), "give the node a free address")
-            }
+            Some(how) => Finding::bad(
+                format!("something already answers at {ip}, the address of {name} ({how})"),
+                "give the node a free address",
+            ),
             None => Finding::good(format!("nothing answers at {ip}")),
         });
     }
@@ -234,29 +315,56 @@ async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
 }
 
 fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
-    let domain = sight.domains.iter().find(|domain| domain.name == node.name)?;
-    let whose = domain.owner().map_or_else(|| "not ours".to_owned(), |owner| format!("of the cluster {}", owner.cluster));
+    let domain = sight
+        .domains
+        .iter()
+        .find(|domain| domain.name == node.name)?;
+    let whose = domain.owner().map_or_else(
+        || "not ours".to_owned(),
+        |owner| format!("of the cluster {}", owner.cluster),
+    );
     Some(Finding::bad(
-        format!("the name {} is taken by a domain that is {whose}", node.name),
-        format!("give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}", host.uri(), node.name),
+        format!(
+            "the name {} is taken by a domain that is {whose}",
+            node.name
+        ),
+        format!(
+            "give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}",
+            host.uri(),
+            node.name
+        ),
     ))
 }
 
 /// Whether a node is to be made anew, at another address than it has now.
 fn moves(node: &Node, recreate: &[String], claim: Option<&Domain>) -> bool {
-    let never_ran = |claim: &Domain| claim.proven_mark().is_some_and(|mark| mark.seed == SeedState::Unwritten);
-    claim.is_some_and(|claim| (recreate.contains(&node.name) || never_ran(claim)) && !is_at(claim, node.ip))
+    let never_ran = |claim: &Domain| {
+        claim
+            .proven_mark()
+            .is_some_and(|mark| mark.seed == SeedState::Unwritten)
+    };
+    claim.is_some_and(|claim| {
+        (recreate.contains(&node.name) || never_ran(claim)) && !is_at(claim, node.ip)
+    })
 }
 
 /// Whether a domain of ours has an address.
 fn is_at(domain: &Domain, ip: IpAddr) -> bool {
-    domain.proven_mark().is_some_and(|mark| mark.address.split('/').next() == Some(&ip.to_string()))
+    domain
+        .proven_mark()
+        .is_some_and(|mark| mark.address.split('/').next() == Some(&ip.to_string()))
 }
 
 fn address_taken(node: &Node, cluster: &str, sight: &Sight) -> Option<Finding> {
-    let other = sight.domains.iter().find(|domain| is_at(domain, node.ip) && !is_claim(domain, cluster, &node.name))?;
+    let other = sight
+        .domains
+        .iter()
+        .find(|domain| is_at(domain, node.ip) && !is_claim(domain, cluster, &node.name))?;
     Some(Finding::bad(
-        format!("the address {} of {} is that of the domain {}", node.ip, node.name, other.name),
+        format!(
+            "the address {} of {} is that of the domain {}",
+            node.ip, node.name, other.name
+        ),
         "give the node another address, or take that domain down first",
     ))
 }
@@ -269,7 +377,10 @@ pub fn injection(host: &Host) -> Finding {
             "on that host: nodegraft image prepare TEMPLATE; then name what it made as `template`, without `first_boot`",
         )
     } else if !guestfs::is_installed() {
-        Finding::bad("virt-customize is not installed, and puts the first-boot unit into images", "apt-get install guestfs-tools")
+        Finding::bad(
+            "virt-customize is not installed, and puts the first-boot unit into images",
+            "apt-get install guestfs-tools",
+        )
     } else {
         Finding::good("virt-customize is installed")
     }
@@ -285,10 +396,22 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
     let mut wanted = 0;
     for (template, nodes) in by_template {
         let Some(volume) = pool.volume(template) else {
-            let images: Vec<&str> = pool.names.iter().map(String::as_str).filter(|name| !name.starts_with("nodegraft.")).collect();
+            let images: Vec<&str> = pool
+                .names
+                .iter()
+                .map(String::as_str)
+                .filter(|name| !name.starts_with("nodegraft."))
+                .collect();
             findings.push(Finding::bad(
                 format!("the pool {} has no template volume {template}", pool.name),
-                format!("it has: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") }),
+                format!(
+                    "it has: {}",
+                    if images.is_empty() {
+                        "nothing".into()
+                    } else {
+                        images.join(", ")
+                    }
+                ),
             ));
             continue;
         };
@@ -311,14 +434,26 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
                 ));
             }
             if sight.claim(&plan.cluster.name, &node.name).is_none() {
-                wanted += if node.clone == CloneMode::Full { volume.allocation } else { OVERLAY_ROOM };
+                wanted += if node.clone == CloneMode::Full {
+                    volume.allocation
+                } else {
+                    OVERLAY_ROOM
+                };
             }
         }
-        findings.push(Finding::good(format!("the template {template} is there, {}", Size(volume.capacity))));
+        findings.push(Finding::good(format!(
+            "the template {template} is there, {}",
+            Size(volume.capacity)
+        )));
     }
     if wanted > pool.available {
         findings.push(Finding::bad(
-            format!("the pool {} has {} free, the nodes need {}", pool.name, Size(pool.available >> 20 << 20), Size(wanted >> 20 << 20)),
+            format!(
+                "the pool {} has {} free, the nodes need {}",
+                pool.name,
+                Size(pool.available >> 20 << 20),
+                Size(wanted >> 20 << 20)
+            ),
             "make room, or use another pool",
         ));
     }
@@ -327,15 +462,24 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
 
 /// How something shows itself at an address that should be free, if it does.
 async fn answers(ip: IpAddr, own: &str) -> Option<String> {
-    match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect(SocketAddr::new(ip, 22))).await {
+    match tokio::time::timeout(
+        PROBE,
+        tokio::net::TcpStream::connect(SocketAddr::new(ip, 22)),
+    )
+    .await
+    {
         Ok(Ok(_)) => return Some("SSH port open".into()),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Some("it refuses connections".into()),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            return Some("it refuses connections".into());
+        }
         _ => {}
     }
     // A machine that drops our packets still answered ARP for them.
     let table = std::fs::read_to_string("/proc/net/arp").unwrap_or_default();
     // The node's own MAC is remembered for a while after a `down`.
-    arp_entry(&table, ip).filter(|mac| !mac.eq_ignore_ascii_case(own)).map(|mac| format!("MAC {mac}"))
+    arp_entry(&table, ip)
+        .filter(|mac| !mac.eq_ignore_ascii_case(own))
+        .map(|mac| format!("MAC {mac}"))
 }
 
 /// The complete entry of an address in the kernel's ARP table.
@@ -345,7 +489,8 @@ fn arp_entry(table: &str, ip: IpAddr) -> Option<&str> {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let flags = u32::from_str_radix(fields.get(2)?.trim_start_matches("0x"), 16).ok()?;
         let mac = *fields.get(3)?;
-        (fields[0].parse() == Ok(ip) && flags & COMPLETE != 0 && mac != "00:00:00:00:00:00").then_some(mac)
+        (fields[0].parse() == Ok(ip) && flags & COMPLETE != 0 && mac != "00:00:00:00:00:00")
+            .then_some(mac)
     })
 }
 
@@ -353,7 +498,12 @@ fn arp_entry(table: &str, ip: IpAddr) -> Option<&str> {
 struct Need {
     purpose: &'static str,
     /// Verb, API group, resource, namespace.
-    rights: &'static [(&'static str, &'static str, &'static str, Option<&'static str>)],
+    rights: &'static [(
+        &'static str,
+        &'static str,
+        &'static str,
+        Option<&'static str>,
+    )],
     /// What happens without it; `None` where nothing works.
     without: Option<&'static str>,
 }
@@ -364,20 +514,35 @@ const SYSTEM: Option<&str> = Some("kube-system");
 const LEASES: Option<&str> = Some("kube-node-lease");
 
 const NEEDS: &[Need] = &[
-    Need { purpose: "mint bootstrap tokens", rights: &[("create", "", "secrets", SYSTEM)], without: None },
+    Need {
+        purpose: "mint bootstrap tokens",
+        rights: &[("create", "", "secrets", SYSTEM)],
+        without: None,
+    },
     Need {
         purpose: "find and delete bootstrap tokens",
-        rights: &[("list", "", "secrets", SYSTEM), ("delete", "", "secrets", SYSTEM)],
+        rights: &[
+            ("list", "", "secrets", SYSTEM),
+            ("delete", "", "secrets", SYSTEM),
+        ],
         without: None,
     },
     Need {
         purpose: "see certificate requests",
-        rights: &[("list", CERTIFICATES, REQUESTS, None), ("watch", CERTIFICATES, REQUESTS, None)],
+        rights: &[
+            ("list", CERTIFICATES, REQUESTS, None),
+            ("watch", CERTIFICATES, REQUESTS, None),
+        ],
         without: None,
     },
     Need {
         purpose: "approve certificate requests",
-        rights: &[("update", CERTIFICATES, "certificatesigningrequests/approval", None)],
+        rights: &[(
+            "update",
+            CERTIFICATES,
+            "certificatesigningrequests/approval",
+            None,
+        )],
         // The cluster's own controllers may do it instead; if nobody does, the join says so.
         without: Some("somebody else must: nodegraft access grant lets the controllers"),
     },
@@ -388,19 +553,39 @@ const NEEDS: &[Need] = &[
     },
     Need {
         purpose: "see Nodes",
-        rights: &[("get", "", "nodes", None), ("list", "", "nodes", None), ("watch", "", "nodes", None)],
+        rights: &[
+            ("get", "", "nodes", None),
+            ("list", "", "nodes", None),
+            ("watch", "", "nodes", None),
+        ],
         without: None,
     },
-    Need { purpose: "label Nodes", rights: &[("patch", "", "nodes", None)], without: None },
-    Need { purpose: "delete Nodes", rights: &[("delete", "", "nodes", None)], without: None },
+    Need {
+        purpose: "label Nodes",
+        rights: &[("patch", "", "nodes", None)],
+        without: None,
+    },
+    Need {
+        purpose: "delete Nodes",
+        rights: &[("delete", "", "nodes", None)],
+        without: None,
+    },
     Need {
         purpose: "see and delete the leases of Nodes",
-        rights: &[("get", "coordination.k8s.io", "leases", LEASES), ("delete", "coordination.k8s.io", "leases", LEASES)],
-        without: Some("whether a kubelet lives is told by its Node's Ready, which is late; Kubernetes removes the leases itself"),
+        rights: &[
+            ("get", "coordination.k8s.io", "leases", LEASES),
+            ("delete", "coordination.k8s.io", "leases", LEASES),
+        ],
+        without: Some(
+            "whether a kubelet lives is told by its Node's Ready, which is late; Kubernetes removes the leases itself",
+        ),
     },
     Need {
         purpose: "drain Nodes",
-        rights: &[("list", "", "pods", None), ("create", "", "pods/eviction", None)],
+        rights: &[
+            ("list", "", "pods", None),
+            ("create", "", "pods/eviction", None),
+        ],
         without: Some("`nodegraft down` cannot drain: with --force the pods go with their node"),
     },
 ];
@@ -408,8 +593,14 @@ const NEEDS: &[Need] = &[
 /// The cluster: its version, its certificates API, and what we may do there.
 pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
     let mut findings = vec![
-        Finding::good(format!("the API server {} is {}", cluster.server, cluster.version)),
-        Finding::good(format!("it serves certificates.k8s.io/{}", cluster.certificates)),
+        Finding::good(format!(
+            "the API server {} is {}",
+            cluster.server, cluster.version
+        )),
+        Finding::good(format!(
+            "it serves certificates.k8s.io/{}",
+            cluster.certificates
+        )),
     ];
     findings.extend(rights(cluster).await);
     findings.push(match cluster.may("system:node:any", &["system:nodes"], Right::RenewalApproval).await {
@@ -430,10 +621,13 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
 /// What this kubeconfig may do of what is done in a cluster.
 async fn rights(cluster: &Cluster) -> Vec<Finding> {
     let asked = NEEDS.iter().map(|need| async move {
-        let each = need.rights.iter().map(|(verb, group, resource, namespace)| async move {
-            let allowed = cluster.may_we(verb, group, resource, *namespace).await?;
-            Ok((!allowed).then(|| format!("{verb} {resource}")))
-        });
+        let each = need
+            .rights
+            .iter()
+            .map(|(verb, group, resource, namespace)| async move {
+                let allowed = cluster.may_we(verb, group, resource, *namespace).await?;
+                Ok((!allowed).then(|| format!("{verb} {resource}")))
+            });
         let lacks: Result<Vec<Option<String>>> = futures_util::future::try_join_all(each).await;
         lacks.map(|lacks| need.finding(&lacks.into_iter().flatten().collect::<Vec<_>>()))
     });
@@ -453,7 +647,11 @@ impl Need {
         if lacks.is_empty() {
             return Finding::good(format!("this kubeconfig may {}", self.purpose));
         }
-        let what = format!("this kubeconfig may not {}: it lacks {}", self.purpose, lacks.join(", "));
+        let what = format!(
+            "this kubeconfig may not {}: it lacks {}",
+            self.purpose,
+            lacks.join(", ")
+        );
         match self.without {
             Some(without) => Finding::doubtful(what, without),
             None => Finding::bad(what, "use an administrator's kubeconfig"),
@@ -468,7 +666,10 @@ mod tests {
         let table = "IP address HW type Flags HW address Mask Device\n\
                      10.0.0.2 0x1 0x2 52:54:00:00:00:01 * br0\n\
                      10.0.0.3 0x1 0x0 00:00:00:00:00:00 * br0\n";
-        assert_eq!(super::arp_entry(table, "10.0.0.2".parse().unwrap()), Some("52:54:00:00:00:01"));
+        assert_eq!(
+            super::arp_entry(table, "10.0.0.2".parse().unwrap()),
+            Some("52:54:00:00:00:01")
+        );
         assert_eq!(super::arp_entry(table, "10.0.0.3".parse().unwrap()), None);
         assert_eq!(super::arp_entry(table, "10.0.0.4".parse().unwrap()), None);
     }

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use super::candidate::Candidate;
 use super::facts::{self, Begun, Known};
 use super::locked;
-use crate::cluster::node::Node;
-use crate::diagnosis::Waited;
-use crate::error::{Error, Result};
-use crate::journal::Journal;
-use crate::kubelet::is_release;
+use crate::core::diagnosis::Waited;
+use crate::core::error::{Error, Result};
+use crate::core::journal::Journal;
+use crate::core::kubelet::is_release;
 use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::rooms::cluster::node::Node;
 
 const SHORT: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,9 @@ impl<C: Candidate> Stage<C> for Ready {
 
     async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
         Ok(match on.cluster().node(&on.member().name).await? {
-            Some(node) if node.ready && !runs(on, &node) => Check::Needed(format!("the kubelet still reports {}", node.kubelet)),
+            Some(node) if node.ready && !runs(on, &node) => {
+                Check::Needed(format!("the kubelet still reports {}", node.kubelet))
+            }
             Some(node) if node.ready => Check::Done(format!("{}, {}", node.kubelet, node.runtime)),
             Some(node) => Check::Needed(node.message),
             None => Check::Needed("the Node does not exist yet".into()),
@@ -47,7 +49,10 @@ impl<C: Candidate> Stage<C> for Ready {
                 if !node.ready {
                     report.progress(format!("waiting for Ready: {}", node.message));
                 } else if !runs(on, node) {
-                    report.progress(format!("waiting for the kubelet of the spec: the Node reports {}", node.kubelet));
+                    report.progress(format!(
+                        "waiting for the kubelet of the spec: the Node reports {}",
+                        node.kubelet
+                    ));
                 }
                 *locked(&last) = Some(node.clone());
             },
@@ -80,12 +85,19 @@ impl<C: Candidate> Stage<C> for Ready {
 
 /// Whether the kubelet that runs is the one that the spec asks for.
 fn runs<C: Candidate>(on: &C, node: &Node) -> bool {
-    on.member().kubelet.as_ref().is_none_or(|asked| is_release(&node.kubelet, asked))
+    on.member()
+        .kubelet
+        .as_ref()
+        .is_none_or(|asked| is_release(&node.kubelet, asked))
 }
 
 /// The Node's own message, and what the machine shows besides.
 async fn not_ready<C: Candidate>(on: &C, message: String, limit: Duration) -> Error {
-    let what = format!("{} is not Ready after {} s: {message}", on.member().name, limit.as_secs());
+    let what = format!(
+        "{} is not Ready after {} s: {message}",
+        on.member().name,
+        limit.as_secs()
+    );
     let look = async {
         let session = on.session(SHORT).await.ok()?;
         let begun = Begun::now(&session, None).await.ok()?.before(limit);
@@ -93,6 +105,7 @@ async fn not_ready<C: Candidate>(on: &C, message: String, limit: Duration) -> Er
     };
     match look.await {
         Some(facts) => facts::error(what, &facts),
-        None => Error::new(what).with_help("the machine does not let us in any more: look at its console"),
+        None => Error::new(what)
+            .with_help("the machine does not let us in any more: look at its console"),
     }
 }

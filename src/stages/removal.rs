@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::candidate::Candidate;
 use super::inventory::{Ask, Existing, Inventory};
-use crate::cluster::{Cluster, node::Node};
-use crate::error::{Context, Error, Result};
-use crate::event::{Event, Failure, Outcome};
-use crate::journal::Thing;
-use crate::libvirt::Host;
-use crate::mark::{Mark, SeedState};
-use crate::ownership::Owner;
+use crate::core::error::{Context, Error, Result};
+use crate::core::event::{Event, Failure, Outcome};
+use crate::core::journal::Thing;
+use crate::core::mark::{Mark, SeedState};
+use crate::core::ownership::Owner;
 use crate::pipeline::stage::{Events, Reporter};
+use crate::rooms::cluster::{Cluster, node::Node};
+use crate::rooms::libvirt::Host;
 
 const SHORT: Duration = Duration::from_secs(30);
 /// A look that is older is not trusted with a deletion.
@@ -101,15 +101,29 @@ impl Removal {
 }
 
 impl<'a> Remover<'a> {
-    pub fn new(host: Option<&'a Host>, cluster: Option<&'a Cluster>, events: Events, stop: CancellationToken) -> Self {
-        Self { host, cluster, events, stop, again: tokio::sync::Mutex::default() }
+    pub fn new(
+        host: Option<&'a Host>,
+        cluster: Option<&'a Cluster>,
+        events: Events,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            host,
+            cluster,
+            events,
+            stop,
+            again: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Walks a removal to its end, to the first thing that must stay, or to a stop.
     pub async fn remove(&self, removal: &Removal) -> Removed {
         let mut ended = Removed::default();
         if self.stop.is_cancelled() {
-            return Removed { stopped: true, ..ended };
+            return Removed {
+                stopped: true,
+                ..ended
+            };
         }
         let mut cordoned = None;
         if let Some((node, limit)) = &removal.drain {
@@ -127,14 +141,21 @@ impl<'a> Remover<'a> {
         if let (Some(cluster), Some(node)) = (self.cluster, cordoned)
             && let Err(error) = cluster.cordon(node, false).await
         {
-            ended.left.push(error.with_help(format!("it is still cordoned: kubectl uncordon {}", node.name)));
+            ended.left.push(error.with_help(format!(
+                "it is still cordoned: kubectl uncordon {}",
+                node.name
+            )));
         }
         ended
     }
 
     async fn walk(&self, removal: &Removal, ended: &mut Removed, cordoned: &mut Option<&Node>) {
         // A kubelet that lives would register its Node again, and renew its lease.
-        let freeze = removal.powers_off() && removal.things.iter().any(|thing| matches!(thing, Thing::Node { .. }));
+        let freeze = removal.powers_off()
+            && removal
+                .things
+                .iter()
+                .any(|thing| matches!(thing, Thing::Node { .. }));
         let mut frozen = false;
         for thing in &removal.things {
             if self.stop.is_cancelled() && !frozen {
@@ -145,7 +166,14 @@ impl<'a> Remover<'a> {
                 frozen = match self.freeze(removal).await {
                     Ok(did) => did,
                     // A VM that cannot be frozen any more can still be powered off, here a little early.
-                    Err(_) => match self.tell(removal, Thing::Running.word(), self.undo(removal, &Thing::Running, None)).await {
+                    Err(_) => match self
+                        .tell(
+                            removal,
+                            Thing::Running.word(),
+                            self.undo(removal, &Thing::Running, None),
+                        )
+                        .await
+                    {
                         Ok(_) => false,
                         Err(error) => {
                             ended.left.push(error);
@@ -154,7 +182,10 @@ impl<'a> Remover<'a> {
                     },
                 };
             }
-            match self.tell(removal, thing.word(), self.undo(removal, thing, None)).await {
+            match self
+                .tell(removal, thing.word(), self.undo(removal, thing, None))
+                .await
+            {
                 Ok(undone) => ended.any |= matches!(undone, Undone::Removed(_)),
                 Err(error) => {
                     ended.left.push(error);
@@ -177,17 +208,32 @@ impl<'a> Remover<'a> {
     pub async fn undo_all<C: Candidate>(&self, removal: &Removal, on: &C) -> Removed {
         let mut ended = Removed::default();
         // Where the VM goes as a whole, what was done inside it does, too.
-        let vm_goes = removal.things.iter().any(|thing| matches!(thing, Thing::Domain { .. }));
+        let vm_goes = removal
+            .things
+            .iter()
+            .any(|thing| matches!(thing, Thing::Domain { .. }));
         let inside = |thing: &&Thing| !(vm_goes && **thing == Thing::Membership);
         let frozen = vm_goes && self.freeze(removal).await.unwrap_or(false);
         for thing in removal.things.iter().filter(inside) {
-            if !ended.left.is_empty() && matches!(thing, Thing::Running | Thing::Volume { .. } | Thing::Domain { .. }) {
+            if !ended.left.is_empty()
+                && matches!(
+                    thing,
+                    Thing::Running | Thing::Volume { .. } | Thing::Domain { .. }
+                )
+            {
                 break;
             }
             // The claim stays, and must not say that its disk and its seed are whole.
-            let unsealed = if !vm_goes && matches!(thing, Thing::Volume { .. }) { self.unseal(removal).await } else { Ok(()) };
+            let unsealed = if !vm_goes && matches!(thing, Thing::Volume { .. }) {
+                self.unseal(removal).await
+            } else {
+                Ok(())
+            };
             let undone = match unsealed {
-                Ok(()) => self.tell(removal, thing.word(), self.undo(removal, thing, Some(on))).await,
+                Ok(()) => {
+                    self.tell(removal, thing.word(), self.undo(removal, thing, Some(on)))
+                        .await
+                }
                 Err(error) => Err(error),
             };
             match undone {
@@ -203,20 +249,51 @@ impl<'a> Remover<'a> {
 
     async fn unseal(&self, removal: &Removal) -> Result<()> {
         let (host, uuid) = self.machine(removal)?;
-        let mark = host.domain(uuid).await?.and_then(|domain| domain.proven_mark().cloned());
+        let mark = host
+            .domain(uuid)
+            .await?
+            .and_then(|domain| domain.proven_mark().cloned());
         match mark.filter(|mark| mark.seed != SeedState::Unwritten) {
-            Some(mark) => host.set_mark(uuid, &Mark { seed: SeedState::Unwritten, host_key: String::new(), ..mark }).await,
+            Some(mark) => {
+                host.set_mark(
+                    uuid,
+                    &Mark {
+                        seed: SeedState::Unwritten,
+                        host_key: String::new(),
+                        ..mark
+                    },
+                )
+                .await
+            }
             None => Ok(()),
         }
     }
 
     /// False if the removal ends here.
-    async fn drain(&self, removal: &Removal, node: &Node, limit: Duration, ended: &mut Removed) -> bool {
-        let Some(cluster) = self.cluster else { return true };
-        let report = Reporter::new(self.events.clone(), Some(removal.owner.node.clone()), "Drain");
+    async fn drain(
+        &self,
+        removal: &Removal,
+        node: &Node,
+        limit: Duration,
+        ended: &mut Removed,
+    ) -> bool {
+        let Some(cluster) = self.cluster else {
+            return true;
+        };
+        let report = Reporter::new(
+            self.events.clone(),
+            Some(removal.owner.node.clone()),
+            "Drain",
+        );
         let evicted = self.tell(removal, "Drain", async {
-            let evicted = cluster.drain(node, limit, &self.stop, |what| report.progress(what)).await?;
-            Ok(if evicted == 0 { Undone::Absent } else { Undone::Removed(format!("{evicted} pods evicted")) })
+            let evicted = cluster
+                .drain(node, limit, &self.stop, |what| report.progress(what))
+                .await?;
+            Ok(if evicted == 0 {
+                Undone::Absent
+            } else {
+                Undone::Removed(format!("{evicted} pods evicted"))
+            })
         });
         if let Err(error) = evicted.await {
             if error.is_interruption() {
@@ -231,12 +308,22 @@ impl<'a> Remover<'a> {
 
     /// A prompt, a queue or a drain may have taken minutes, in which somebody may have begun to use the node's files.
     async fn still_unused(&self, removal: &Removal) -> Result<()> {
-        let (Some(host), Some(looked)) = (self.host, removal.looked.filter(|looked| looked.elapsed() > FRESH)) else { return Ok(()) };
+        let (Some(host), Some(looked)) = (
+            self.host,
+            removal.looked.filter(|looked| looked.elapsed() > FRESH),
+        ) else {
+            return Ok(());
+        };
         let mut again = self.again.lock().await;
-        let fresh = match again.as_ref().filter(|(at, _)| *at > looked && at.elapsed() < FRESH) {
+        let fresh = match again
+            .as_ref()
+            .filter(|(at, _)| *at > looked && at.elapsed() < FRESH)
+        {
             Some((_, inventory)) => Arc::clone(inventory),
             None => {
-                let inventory = Arc::new(Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?);
+                let inventory = Arc::new(
+                    Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?,
+                );
                 *again = Some((Instant::now(), Arc::clone(&inventory)));
                 inventory
             }
@@ -249,27 +336,47 @@ impl<'a> Remover<'a> {
 
     async fn freeze(&self, removal: &Removal) -> Result<bool> {
         match (self.host, &removal.uuid) {
-            (Some(host), Some(uuid)) => host.suspend(uuid).await.doing(format!("freezing the VM of {}", removal.owner.node)),
+            (Some(host), Some(uuid)) => host
+                .suspend(uuid)
+                .await
+                .doing(format!("freezing the VM of {}", removal.owner.node)),
             _ => Ok(false),
         }
     }
 
     /// Lets it run again, if it still does.
     async fn thaw(&self, removal: &Removal, ended: &mut Removed) {
-        let (Some(host), Some(uuid)) = (self.host, &removal.uuid) else { return };
+        let (Some(host), Some(uuid)) = (self.host, &removal.uuid) else {
+            return;
+        };
         let thawed = match host.domain(uuid).await {
             Ok(Some(domain)) if domain.paused => host.resume(uuid).await,
             other => other.map(drop),
         };
         if let Err(error) = thawed {
-            ended.left.push(error.with_help(format!("it may be paused still: virsh -c '{}' resume {uuid}", host.uri())));
+            ended.left.push(error.with_help(format!(
+                "it may be paused still: virsh -c '{}' resume {uuid}",
+                host.uri()
+            )));
         }
     }
 
     /// Tells the display of one thing.
-    async fn tell(&self, removal: &Removal, word: &str, work: impl Future<Output = Result<Undone>>) -> Result<Undone> {
-        let (begun, node, stage) = (Instant::now(), Some(removal.owner.node.clone()), word.to_owned());
-        self.events.send(Event::StageStarted { node: node.clone(), stage: stage.clone() });
+    async fn tell(
+        &self,
+        removal: &Removal,
+        word: &str,
+        work: impl Future<Output = Result<Undone>>,
+    ) -> Result<Undone> {
+        let (begun, node, stage) = (
+            Instant::now(),
+            Some(removal.owner.node.clone()),
+            word.to_owned(),
+        );
+        self.events.send(Event::StageStarted {
+            node: node.clone(),
+            stage: stage.clone(),
+        });
         let done = work.await;
         let seconds = begun.elapsed().as_secs_f64();
         match &done {
@@ -279,16 +386,32 @@ impl<'a> Remover<'a> {
                     Undone::Absent => (Outcome::Absent, String::new()),
                     Undone::Foreign(why) => (Outcome::Kept, why.clone()),
                 };
-                self.events.send(Event::StageFinished { node, stage, outcome, detail, seconds });
+                self.events.send(Event::StageFinished {
+                    node,
+                    stage,
+                    outcome,
+                    detail,
+                    seconds,
+                });
             }
             Err(error) if error.is_interruption() => {}
-            Err(error) => self.events.send(Event::StageFailed { node, stage, failure: Failure::from(error), seconds }),
+            Err(error) => self.events.send(Event::StageFailed {
+                node,
+                stage,
+                failure: Failure::from(error),
+                seconds,
+            }),
         }
         done
     }
 
     /// One thing. An error means that it is left.
-    async fn undo(&self, removal: &Removal, thing: &Thing, on: Option<&dyn Guest>) -> Result<Undone> {
+    async fn undo(
+        &self,
+        removal: &Removal,
+        thing: &Thing,
+        on: Option<&dyn Guest>,
+    ) -> Result<Undone> {
         match thing {
             Thing::Node { name } => self.node(removal, name).await,
             Thing::Token { id } => self.token(removal, id).await,
@@ -298,7 +421,11 @@ impl<'a> Remover<'a> {
             },
             Thing::Running => {
                 let (host, uuid) = self.machine(removal)?;
-                Ok(if host.power_off(uuid).await? { Undone::Removed("powered off".into()) } else { Undone::Absent })
+                Ok(if host.power_off(uuid).await? {
+                    Undone::Removed("powered off".into())
+                } else {
+                    Undone::Absent
+                })
             }
             Thing::Volume { pool, name } => self.volume(pool, name).await,
             Thing::Domain { name, .. } => {
@@ -306,7 +433,11 @@ impl<'a> Remover<'a> {
                 if !removal.powers_off() {
                     host.power_off(uuid).await?;
                 }
-                Ok(if host.undefine(uuid).await? { Undone::Removed(name.clone()) } else { Undone::Absent })
+                Ok(if host.undefine(uuid).await? {
+                    Undone::Removed(name.clone())
+                } else {
+                    Undone::Absent
+                })
             }
             // Shared by the nodes of a cluster: it is released once, after all of them.
             Thing::Binding { .. } => Ok(Undone::Absent),
@@ -314,11 +445,15 @@ impl<'a> Remover<'a> {
     }
 
     fn machine<'r>(&self, removal: &'r Removal) -> Result<(&Host, &'r str)> {
-        self.host.zip(removal.uuid.as_deref()).ok_or_else(|| Error::new("there is no VM of ours to remove"))
+        self.host
+            .zip(removal.uuid.as_deref())
+            .ok_or_else(|| Error::new("there is no VM of ours to remove"))
     }
 
     async fn volume(&self, pool: &str, name: &str) -> Result<Undone> {
-        let host = self.host.ok_or_else(|| Error::new("there is no host to remove it from"))?;
+        let host = self
+            .host
+            .ok_or_else(|| Error::new("there is no host to remove it from"))?;
         match host.delete_volume(pool, name).await {
             Ok(true) => Ok(Undone::Removed(name.to_owned())),
             Ok(false) => Ok(Undone::Absent),
@@ -331,27 +466,48 @@ impl<'a> Remover<'a> {
     }
 
     async fn token(&self, removal: &Removal, id: &str) -> Result<Undone> {
-        let Some(cluster) = self.cluster else { return Ok(Undone::Absent) };
-        let ours = cluster.our_tokens().await?;
-        let Some(token) = ours.iter().find(|token| token.id == id && token.owner == removal.owner) else {
+        let Some(cluster) = self.cluster else {
             return Ok(Undone::Absent);
         };
-        Ok(if cluster.delete_token_of(token).await? { Undone::Removed(format!("token {id}")) } else { Undone::Absent })
+        let ours = cluster.our_tokens().await?;
+        let Some(token) = ours
+            .iter()
+            .find(|token| token.id == id && token.owner == removal.owner)
+        else {
+            return Ok(Undone::Absent);
+        };
+        Ok(if cluster.delete_token_of(token).await? {
+            Undone::Removed(format!("token {id}"))
+        } else {
+            Undone::Absent
+        })
     }
 
     /// The Node with its lease and its requests, if it is the Node of this instance.
     async fn node(&self, removal: &Removal, name: &str) -> Result<Undone> {
-        let Some(cluster) = self.cluster else { return Ok(Undone::Absent) };
+        let Some(cluster) = self.cluster else {
+            return Ok(Undone::Absent);
+        };
         let node = cluster.node(name).await?;
-        let ours = node.as_ref().filter(|node| node.is_of(&removal.owner.instance));
-        let mut tokens: Vec<String> = ours.and_then(|node| node.token.clone()).into_iter().collect();
+        let ours = node
+            .as_ref()
+            .filter(|node| node.is_of(&removal.owner.instance));
+        let mut tokens: Vec<String> = ours
+            .and_then(|node| node.token.clone())
+            .into_iter()
+            .collect();
         tokens.extend(removal.things.iter().filter_map(|thing| match thing {
             Thing::Token { id } => Some(id.clone()),
             _ => None,
         }));
         // The requests first: once the Node is gone nobody can prove that those in its name were ours.
-        let requests = cluster.delete_requests_of(name, &tokens, ours.is_some()).await?;
-        let mut gone: Vec<String> = requests.into_iter().map(|request| format!("request {request}")).collect();
+        let requests = cluster
+            .delete_requests_of(name, &tokens, ours.is_some())
+            .await?;
+        let mut gone: Vec<String> = requests
+            .into_iter()
+            .map(|request| format!("request {request}"))
+            .collect();
         if let Some(node) = ours
             && cluster.delete_node(node).await?
         {
@@ -374,9 +530,14 @@ trait Guest: Sync {
 #[async_trait::async_trait]
 impl<C: Candidate> Guest for C {
     async fn leave(&self) -> Result<Undone> {
-        let script = self.templates().render("join/reset.sh", &serde_json::json!({"node": self.member()}))?;
+        let script = self
+            .templates()
+            .render("join/reset.sh", &serde_json::json!({"node": self.member()}))?;
         let session = self.session(SHORT).await.doing("logging in")?;
-        session.output(&script, SHORT).await.doing("stopping the kubelet and clearing its identity")?;
+        session
+            .output(&script, SHORT)
+            .await
+            .doing("stopping the kubelet and clearing its identity")?;
         Ok(Undone::Removed("the kubelet's new identity".into()))
     }
 }

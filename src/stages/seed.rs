@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::NodeRun;
-use crate::error::Result;
-use crate::journal::{Journal, Thing};
-use crate::keys;
-use crate::mark::{Claimed, SeedState};
+use crate::core::error::Result;
+use crate::core::journal::{Journal, Thing};
+use crate::core::mark::{Claimed, SeedState};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::seed;
+use crate::rooms::keys;
+use crate::rooms::seed;
 
 pub struct Seed;
 
@@ -27,7 +27,10 @@ impl Stage<NodeRun> for Seed {
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
         Ok(if on.is_sealed() {
-            Check::Done(format!("host key {}", keys::fingerprint(&on.mark()?.host_key)))
+            Check::Done(format!(
+                "host key {}",
+                keys::fingerprint(&on.mark()?.host_key)
+            ))
         } else {
             Check::Needed("network, host name and keys are to be written".into())
         })
@@ -39,9 +42,19 @@ impl Stage<NodeRun> for Seed {
         let mut mark = on.mark()?;
         let Claimed { pool, name } = on.claimed_seed()?;
         let key = keys::generate(&on.node.hostname)?;
-        let files = on.run.plan.seed_files(&on.node, &mark.owner.instance, &key, &on.run.authorized_keys)?;
-        journal.made(Thing::Volume { pool: pool.clone(), name: name.clone() });
-        on.host.write_raw(&pool, &name, seed::image(&files)?).await?;
+        let files = on.run.plan.seed_files(
+            &on.node,
+            &mark.owner.instance,
+            &key,
+            &on.run.authorized_keys,
+        )?;
+        journal.made(Thing::Volume {
+            pool: pool.clone(),
+            name: name.clone(),
+        });
+        on.host
+            .write_raw(&pool, &name, seed::image(&files)?)
+            .await?;
         mark.host_key = key.public;
         mark.seed = SeedState::Full;
         mark.by = None;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::candidate::Candidate;
-use crate::cluster::csr::Request;
-use crate::error::{Context, Error, Result};
+use crate::core::error::{Context, Error, Result};
 use crate::pipeline::stage::Reporter;
-use crate::ssh::Session;
+use crate::rooms::cluster::csr::Request;
+use crate::rooms::ssh::Session;
 
 const SHORT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(3);
@@ -16,12 +16,25 @@ const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-server-current.pem";
 
 /// Whether the kubelet has its serving certificate and waits for no other.
 pub async fn is_served<C: Candidate>(on: &C, session: &Session) -> Result<bool> {
-    Ok(has_certificate(session).await? && on.cluster().pending_serving(&on.member().name).await?.is_empty())
+    Ok(has_certificate(session).await?
+        && on
+            .cluster()
+            .pending_serving(&on.member().name)
+            .await?
+            .is_empty())
 }
 
 async fn has_certificate(session: &Session) -> Result<bool> {
-    let found = session.output(&format!("[ -s {CERTIFICATE} ] && echo yes || echo no"), SHORT).await;
-    Ok(found.doing("looking for the kubelet's serving certificate")?.trim() == "yes")
+    let found = session
+        .output(
+            &format!("[ -s {CERTIFICATE} ] && echo yes || echo no"),
+            SHORT,
+        )
+        .await;
+    Ok(found
+        .doing("looking for the kubelet's serving certificate")?
+        .trim()
+        == "yes")
 }
 
 /// Sees the kubelet's requests for a serving certificate approved: those that name the node itself and nothing else.
@@ -45,7 +58,8 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
     })?;
     // An older one may be among them, of which the kubelet knows nothing any more.
     for csr in pending {
-        let objection = |seen: &Request| seen.serving_objection(&member.name, &member.hostname, member.ip);
+        let objection =
+            |seen: &Request| seen.serving_objection(&member.name, &member.hostname, member.ip);
         if let Some(objection) = objection(&csr) {
             return Err(Error::new(format!("the serving certificate request {} was not approved: {objection}", csr.name))
                 .with_help("only the node's own name and address are approved; if that is right as it is: kubectl certificate approve"));
@@ -53,8 +67,14 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
         report.progress(format!("approving {}", csr.name));
         let message = format!("node {} of cluster {} serves", member.name, on.terms().name);
         if !cluster.approve_csr(&csr, &message, objection).await? {
-            return Err(Error::new(format!("this kubeconfig may not approve the serving certificate request {}", csr.name))
-                .with_help(format!("have an administrator run: kubectl certificate approve {}", csr.name)));
+            return Err(Error::new(format!(
+                "this kubeconfig may not approve the serving certificate request {}",
+                csr.name
+            ))
+            .with_help(format!(
+                "have an administrator run: kubectl certificate approve {}",
+                csr.name
+            )));
         }
     }
     let until = Instant::now() + SHORT;

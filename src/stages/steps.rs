@@ -12,13 +12,14 @@ use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 
 use super::{NodeRun, locked};
-use crate::error::{Context, Error, Result};
-use crate::journal::Journal;
+use crate::core::error::{Context, Error, Result};
+use crate::core::journal::Journal;
+use crate::core::plain;
+use crate::core::plan::{Step, Upload, hex};
+use crate::core::template::{Templates, shell_quote};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::plan::{Step, Upload, hex};
-use crate::ssh::{self, Ended, Session};
-use crate::template::{Templates, shell_quote};
-use crate::{plain, state};
+use crate::rooms::ssh::{self, Ended, Session};
+use crate::rooms::state;
 
 const DIR: &str = "/var/lib/nodegraft/steps";
 const RUNNER: &str = "steps/run-step.sh";
@@ -51,7 +52,10 @@ struct Content {
 
 impl Shared {
     pub fn new() -> Result<Self> {
-        Ok(Self { run: ssh::random()?, files: tokio::sync::Mutex::default() })
+        Ok(Self {
+            run: ssh::random()?,
+            files: tokio::sync::Mutex::default(),
+        })
     }
 
     async fn content(&self, file: &str) -> Result<Content> {
@@ -61,9 +65,15 @@ impl Shared {
         }
         let path = file.to_owned();
         let read = tokio::task::spawn_blocking(move || {
-            std::fs::read(path).map(|bytes| Content { digest: hex(&Sha256::digest(&bytes)), bytes: bytes.into() })
+            std::fs::read(path).map(|bytes| Content {
+                digest: hex(&Sha256::digest(&bytes)),
+                bytes: bytes.into(),
+            })
         });
-        let content = read.await.doing("reading a file")?.doing(format!("reading {file}"))?;
+        let content = read
+            .await
+            .doing("reading a file")?
+            .doing(format!("reading {file}"))?;
         files.insert(file.to_owned(), content.clone());
         Ok(content)
     }
@@ -83,7 +93,14 @@ impl Stage<NodeRun> for Steps {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         let pending = pending(on, &session).await?;
         Ok(match pending.first() {
-            None => Check::Done(on.node.steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(", ")),
+            None => Check::Done(
+                on.node
+                    .steps
+                    .iter()
+                    .map(|step| step.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
             Some(Pending { step, .. }) => Check::Needed(place(on, step)),
         })
     }
@@ -98,10 +115,19 @@ impl Stage<NodeRun> for Steps {
 
     /// The connection is cut, but a script goes on without one.
     async fn stopped(&self, on: &NodeRun) {
-        let Ok(runner) = runner(&on.run.plan.templates) else { return };
-        let Ok(session) = on.open_session(STOP_LOGIN).await else { return };
+        let Ok(runner) = runner(&on.run.plan.templates) else {
+            return;
+        };
+        let Ok(session) = on.open_session(STOP_LOGIN).await else {
+            return;
+        };
         let runner = &runner.path;
-        let _ = session.output(&format!("[ ! -e {runner} ] || sh {runner} stop {}", on.run.steps.run), STOP).await;
+        let _ = session
+            .output(
+                &format!("[ ! -e {runner} ] || sh {runner} stop {}", on.run.steps.run),
+                STOP,
+            )
+            .await;
     }
 }
 
@@ -111,7 +137,12 @@ fn whole(on: &NodeRun) -> Duration {
 }
 
 fn place(on: &NodeRun, step: &Step) -> String {
-    format!("step {} of {}, {}", step.number, on.node.steps.len(), step.name)
+    format!(
+        "step {} of {}, {}",
+        step.number,
+        on.node.steps.len(),
+        step.name
+    )
 }
 
 /// The script that runs a step, under a name of its own content: a version of it that still works is never changed.
@@ -121,8 +152,14 @@ struct Runner {
 }
 
 fn runner(templates: &Templates) -> Result<Runner> {
-    let text = templates.text(RUNNER).ok_or_else(|| Error::new(format!("the template {RUNNER} is missing")))?.to_owned();
-    Ok(Runner { path: format!("{DIR}/run-step.{}.sh", hex(&Sha256::digest(&text)[..4])), text })
+    let text = templates
+        .text(RUNNER)
+        .ok_or_else(|| Error::new(format!("the template {RUNNER} is missing")))?
+        .to_owned();
+    Ok(Runner {
+        path: format!("{DIR}/run-step.{}.sh", hex(&Sha256::digest(&text)[..4])),
+        text,
+    })
 }
 
 /// A step to run, with what its marker will say, and the file that it needs.
@@ -135,18 +172,36 @@ struct Pending<'a> {
 /// The steps whose marker in the guest is missing or of another digest.
 async fn pending<'a>(on: &'a NodeRun, session: &Session) -> Result<Vec<Pending<'a>>> {
     let markers = session
-        .output(&format!("cd {DIR} 2>/dev/null && grep -H . *.done 2>/dev/null || true"), SHORT)
+        .output(
+            &format!("cd {DIR} 2>/dev/null && grep -H . *.done 2>/dev/null || true"),
+            SHORT,
+        )
         .await
         .doing("reading the guest's markers")?;
     let mut pending = Vec::new();
     for step in &on.node.steps {
-        let needs = match on.node.upload.as_ref().filter(|upload| step.script.contains(&upload.to)) {
+        let needs = match on
+            .node
+            .upload
+            .as_ref()
+            .filter(|upload| step.script.contains(&upload.to))
+        {
             Some(upload) => Some((upload, on.run.steps.content(&upload.file).await?)),
             None => None,
         };
-        let digest = marker(&step.digest, needs.as_ref().map(|(_, content)| content.digest.as_str()));
-        if !markers.lines().any(|line| line.trim() == format!("{}.done:{digest}", file_name(step))) {
-            pending.push(Pending { step, digest, needs });
+        let digest = marker(
+            &step.digest,
+            needs.as_ref().map(|(_, content)| content.digest.as_str()),
+        );
+        if !markers
+            .lines()
+            .any(|line| line.trim() == format!("{}.done:{digest}", file_name(step)))
+        {
+            pending.push(Pending {
+                step,
+                digest,
+                needs,
+            });
         }
     }
     Ok(pending)
@@ -154,7 +209,10 @@ async fn pending<'a>(on: &'a NodeRun, session: &Session) -> Result<Vec<Pending<'
 
 /// The script's digest; with a file that it installs, of both.
 fn marker(script: &str, file: Option<&str>) -> String {
-    file.map_or_else(|| script.to_owned(), |file| hex(&Sha256::digest(format!("{script}\n{file}"))[..16]))
+    file.map_or_else(
+        || script.to_owned(),
+        |file| hex(&Sha256::digest(format!("{script}\n{file}"))[..16]),
+    )
 }
 
 fn file_name(step: &Step) -> String {
@@ -164,7 +222,14 @@ fn file_name(step: &Step) -> String {
 async fn run_pending(on: &NodeRun, session: &Session, report: &Reporter) -> Result<()> {
     let pending = pending(on, session).await?;
     let runner = runner(&on.run.plan.templates)?;
-    session.write(&runner.path, runner.text.clone().into_bytes(), "0644", SHORT).await?;
+    session
+        .write(
+            &runner.path,
+            runner.text.clone().into_bytes(),
+            "0644",
+            SHORT,
+        )
+        .await?;
     for step in pending {
         if let Some((upload, content)) = &step.needs {
             send(session, upload, content, report).await?;
@@ -174,25 +239,53 @@ async fn run_pending(on: &NodeRun, session: &Session, report: &Reporter) -> Resu
     Ok(())
 }
 
-async fn run(on: &NodeRun, session: &Session, runner: &Runner, pending: &Pending<'_>, report: &Reporter) -> Result<()> {
+async fn run(
+    on: &NodeRun,
+    session: &Session,
+    runner: &Runner,
+    pending: &Pending<'_>,
+    report: &Reporter,
+) -> Result<()> {
     let step = pending.step;
     let place = place(on, step);
     report.progress(place.clone());
-    let log = on.run.state.new_log(&on.node.name, &format!("steps/{}.log", file_name(step)))?;
+    let log = on
+        .run
+        .state
+        .new_log(&on.node.name, &format!("steps/{}.log", file_name(step)))?;
     let file = File::create(&log).doing(format!("making {}", log.display()))?;
     // A new file each time: a shell that still reads an earlier one goes on with what it began.
-    let script = format!("{DIR}/{}.{}.{}.sh", file_name(step), &pending.digest[..8], ssh::random()?);
-    session.write(&script, step.script.clone().into_bytes(), "0644", SHORT).await?;
+    let script = format!(
+        "{DIR}/{}.{}.{}.sh",
+        file_name(step),
+        &pending.digest[..8],
+        ssh::random()?
+    );
+    session
+        .write(&script, step.script.clone().into_bytes(), "0644", SHORT)
+        .await?;
     let command = command(on, runner, pending, &script);
     let heard = Arc::new(Mutex::new(Heard::default()));
-    let listener = Listener { node: on.node.name.clone(), place, file, heard: Arc::clone(&heard), report: report.clone() };
-    let ended = session.run(&command, Vec::new(), whole(on), listener.into_fn()).await?;
+    let listener = Listener {
+        node: on.node.name.clone(),
+        place,
+        file,
+        heard: Arc::clone(&heard),
+        report: report.clone(),
+    };
+    let ended = session
+        .run(&command, Vec::new(), whole(on), listener.into_fn())
+        .await?;
     if ended == Ended::Status(0) {
         return Ok(());
     }
     let heard = std::mem::take(&mut *locked(&heard));
     let failure = heard.failure(&ended, &step.name, on.node.deadlines.step);
-    let detail = heard.memory.iter().filter(|_| heard.late).map(|line| format!("the guest's kernel: {line}"));
+    let detail = heard
+        .memory
+        .iter()
+        .filter(|_| heard.late)
+        .map(|line| format!("the guest's kernel: {line}"));
     Err(Error::new(failure.what)
         .with_detail(detail)
         .with_detail([format!("its last lines, of {}:", log.display())])
@@ -200,14 +293,37 @@ async fn run(on: &NodeRun, session: &Session, runner: &Runner, pending: &Pending
         .with_help(failure.remedy.help(on, &log)))
 }
 
-fn command(on: &NodeRun, runner: &Runner, Pending { step, digest, .. }: &Pending<'_>, script: &str) -> String {
-    let (name, seconds, who) = (file_name(step), on.node.deadlines.step.as_secs().max(1).to_string(), state::who());
-    let mut words = vec!["sh", &runner.path, "run", &name, script, digest, &on.run.steps.run, &seconds, &who];
+fn command(
+    on: &NodeRun,
+    runner: &Runner,
+    Pending { step, digest, .. }: &Pending<'_>,
+    script: &str,
+) -> String {
+    let (name, seconds, who) = (
+        file_name(step),
+        on.node.deadlines.step.as_secs().max(1).to_string(),
+        state::who(),
+    );
+    let mut words = vec![
+        "sh",
+        &runner.path,
+        "run",
+        &name,
+        script,
+        digest,
+        &on.run.steps.run,
+        &seconds,
+        &who,
+    ];
     if let Some(service) = &step.service {
         words.push(&service.unit);
         words.extend(service.reads.iter().map(String::as_str));
     }
-    words.into_iter().map(shell_quote).collect::<Vec<_>>().join(" ")
+    words
+        .into_iter()
+        .map(shell_quote)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// What came out of a step and its runner.
@@ -245,7 +361,8 @@ impl Listener {
         }
         self.report.output(&line);
         if !line.trim().is_empty() {
-            self.report.progress(format!("{}: {}", self.place, line.trim()));
+            self.report
+                .progress(format!("{}: {}", self.place, line.trim()));
         }
         let mut heard = locked(&self.heard);
         heard.tail.push(line);
@@ -258,9 +375,14 @@ impl Listener {
         let (word, text) = told.split_once(' ').unwrap_or((told, ""));
         let mut heard = locked(&self.heard);
         match word {
-            "waiting" => self.report.progress(format!("{}: waiting for {text}", self.place)),
+            "waiting" => self
+                .report
+                .progress(format!("{}: waiting for {text}", self.place)),
             "doing" => self.report.progress(format!("{}: {text}", self.place)),
-            "ended" => self.report.warn(format!("in {}, ended {text}: its own run is gone", self.node), None),
+            "ended" => self.report.warn(
+                format!("in {}, ended {text}: its own run is gone", self.node),
+                None,
+            ),
             "memory" => heard.memory = Some(text.to_owned()),
             "fault" => heard.fault = Some(text.to_owned()),
             "busy" => heard.busy = Some(text.to_owned()),
@@ -291,18 +413,32 @@ impl Heard {
             return failed(format!("the guest is busy with {busy}"), Remedy::OtherRun);
         }
         if self.late || *ended == Ended::TimedOut {
-            return failed(format!("the step `{step}` was not done within {} s and was ended", deadline.as_secs()), Remedy::MoreTime);
+            return failed(
+                format!(
+                    "the step `{step}` was not done within {} s and was ended",
+                    deadline.as_secs()
+                ),
+                Remedy::MoreTime,
+            );
         }
         if let Some(memory) = &self.memory {
-            return failed(format!("the guest ran out of memory in the step `{step}`: {memory}"), Remedy::MoreMemory);
+            return failed(
+                format!("the guest ran out of memory in the step `{step}`: {memory}"),
+                Remedy::MoreMemory,
+            );
         }
         if let Some(fault) = &self.fault {
             return failed(format!("the step `{step}`: {fault}"), Remedy::Read);
         }
         let what = match ended {
             Ended::Status(status) => format!("the step `{step}` ended with exit status {status}"),
-            Ended::Killed(signal) => format!("the step `{step}`, or a program of it, was killed by {}", ssh::name(*signal)),
-            Ended::Lost(reason) => format!("the connection to the guest broke during the step `{step}`: {reason}"),
+            Ended::Killed(signal) => format!(
+                "the step `{step}`, or a program of it, was killed by {}",
+                ssh::name(*signal)
+            ),
+            Ended::Lost(reason) => {
+                format!("the connection to the guest broke during the step `{step}`: {reason}")
+            }
             Ended::TimedOut => unreachable!("told above"),
         };
         failed(what, Remedy::Read)
@@ -314,14 +450,23 @@ impl Remedy {
         let again = "`nodegraft up` goes on at this step";
         let name = &on.node.name;
         match self {
-            Self::MoreTime => format!("raise `deadlines: {{step: ..}}` in the spec if it needs longer; {again}"),
-            Self::MoreMemory => format!("give the node more `memory` in the spec, and make it anew: nodegraft down {name}, nodegraft up"),
+            Self::MoreTime => {
+                format!("raise `deadlines: {{step: ..}}` in the spec if it needs longer; {again}")
+            }
+            Self::MoreMemory => format!(
+                "give the node more `memory` in the spec, and make it anew: nodegraft down {name}, nodegraft up"
+            ),
             Self::OtherRun => format!(
                 "wait for that run to end, or stop it where it runs; if it is there no more: nodegraft exec {name} -- sh {} stop RUN, with its run; {again}",
-                runner(&on.run.plan.templates).map(|runner| runner.path).unwrap_or_default()
+                runner(&on.run.plan.templates)
+                    .map(|runner| runner.path)
+                    .unwrap_or_default()
             ),
             Self::Read => {
-                format!("read {}, mend the cause or the template, and {again}; or look around: nodegraft ssh {name}", log.display())
+                format!(
+                    "read {}, mend the cause or the template, and {again}; or look around: nodegraft ssh {name}",
+                    log.display()
+                )
             }
         }
     }
@@ -344,13 +489,30 @@ impl Drop for Cut {
     }
 }
 
-async fn send(session: &Session, upload: &Upload, content: &Content, report: &Reporter) -> Result<()> {
-    let there = session.output(&format!("sha256sum {} 2>/dev/null || true", upload.to), SHORT).await?;
+async fn send(
+    session: &Session,
+    upload: &Upload,
+    content: &Content,
+    report: &Reporter,
+) -> Result<()> {
+    let there = session
+        .output(
+            &format!("sha256sum {} 2>/dev/null || true", upload.to),
+            SHORT,
+        )
+        .await?;
     if there.starts_with(&content.digest) {
         return Ok(());
     }
-    report.progress(format!("uploading {}, {} MiB", upload.file, content.bytes.len() >> 20));
-    session.write(&upload.to, Arc::clone(&content.bytes), "0755", UPLOAD).await.doing(format!("uploading {}", upload.file))
+    report.progress(format!(
+        "uploading {}, {} MiB",
+        upload.file,
+        content.bytes.len() >> 20
+    ));
+    session
+        .write(&upload.to, Arc::clone(&content.bytes), "0755", UPLOAD)
+        .await
+        .doing(format!("uploading {}", upload.file))
 }
 
 #[cfg(test)]
@@ -376,22 +538,78 @@ mod tests {
         assert_eq!(first.content(&path).await.unwrap().digest, before.digest);
         assert_ne!(second.content(&path).await.unwrap().digest, before.digest);
         assert_ne!(first.run, second.run);
-        assert!(first.content("/nowhere").await.err().unwrap().to_string().contains("/nowhere"));
+        assert!(
+            first
+                .content("/nowhere")
+                .await
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("/nowhere")
+        );
     }
 
     #[test]
     fn the_reason_is_told_and_not_the_number() {
-        let failure = |heard: Heard, ended: Ended| heard.failure(&ended, "work", Duration::from_secs(8));
+        let failure =
+            |heard: Heard, ended: Ended| heard.failure(&ended, "work", Duration::from_secs(8));
         let memory = Some("Out of memory: Killed process 7 (tail)".to_owned());
-        let killed = failure(Heard { memory: memory.clone(), ..Heard::default() }, Ended::Killed(9));
-        assert!(killed.what.contains("ran out of memory") && killed.what.contains("(tail)"), "{}", killed.what);
+        let killed = failure(
+            Heard {
+                memory: memory.clone(),
+                ..Heard::default()
+            },
+            Ended::Killed(9),
+        );
+        assert!(
+            killed.what.contains("ran out of memory") && killed.what.contains("(tail)"),
+            "{}",
+            killed.what
+        );
         assert_eq!(killed.remedy, Remedy::MoreMemory);
         // apt tells of a killed dpkg by a status of its own.
-        assert_eq!(failure(Heard { memory: memory.clone(), ..Heard::default() }, Ended::Status(100)).remedy, Remedy::MoreMemory);
-        let late = failure(Heard { memory, late: true, ..Heard::default() }, Ended::Status(124));
-        assert!(late.what.contains("`work` was not done within 8 s"), "{}", late.what);
-        assert!(failure(Heard::default(), Ended::Killed(15)).what.contains("killed by SIGTERM"));
-        let busy = failure(Heard { busy: Some("the step 1-init of a@b".into()), ..Heard::default() }, Ended::Status(75));
-        assert_eq!((busy.what.as_str(), busy.remedy), ("the guest is busy with the step 1-init of a@b", Remedy::OtherRun));
+        assert_eq!(
+            failure(
+                Heard {
+                    memory: memory.clone(),
+                    ..Heard::default()
+                },
+                Ended::Status(100)
+            )
+            .remedy,
+            Remedy::MoreMemory
+        );
+        let late = failure(
+            Heard {
+                memory,
+                late: true,
+                ..Heard::default()
+            },
+            Ended::Status(124),
+        );
+        assert!(
+            late.what.contains("`work` was not done within 8 s"),
+            "{}",
+            late.what
+        );
+        assert!(
+            failure(Heard::default(), Ended::Killed(15))
+                .what
+                .contains("killed by SIGTERM")
+        );
+        let busy = failure(
+            Heard {
+                busy: Some("the step 1-init of a@b".into()),
+                ..Heard::default()
+            },
+            Ended::Status(75),
+        );
+        assert_eq!(
+            (busy.what.as_str(), busy.remedy),
+            (
+                "the guest is busy with the step 1-init of a@b",
+                Remedy::OtherRun
+            )
+        );
     }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{NodeRun, locked};
-use crate::error::{Error, Result};
-use crate::journal::{Journal, Thing};
-use crate::libvirt::storage::{self, COPY_DEADLINE};
-use crate::mark::Claimed;
+use crate::core::error::{Error, Result};
+use crate::core::journal::{Journal, Thing};
+use crate::core::mark::Claimed;
+use crate::core::spec::{Clone as CloneMode, Size};
 use crate::pipeline::stage::{Check, Reporter, Stage};
-use crate::spec::{Clone as CloneMode, Size};
+use crate::rooms::libvirt::storage::{self, COPY_DEADLINE};
 
 pub struct Volume;
 
@@ -27,16 +27,30 @@ impl Stage<NodeRun> for Volume {
 
     async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
         let Some(volume) = on.seen_disk().await? else {
-            return Ok(if on.is_sealed() { Check::Conflict(vanished(on)?) } else { Check::Needed("it is to be made".into()) });
+            return Ok(if on.is_sealed() {
+                Check::Conflict(vanished(on)?)
+            } else {
+                Check::Needed("it is to be made".into())
+            });
         };
         // Until the seed is written the VM never ran: a disk that another run left may be half a copy.
         if !on.is_sealed() && !on.disk_made.load(Ordering::Relaxed) {
-            return Ok(Check::Needed("a disk left by an interrupted run is to be made anew".into()));
+            return Ok(Check::Needed(
+                "a disk left by an interrupted run is to be made anew".into(),
+            ));
         }
         if volume.capacity < on.node.disk && !on.claimed()?.running {
-            return Ok(Check::Needed(format!("it has {} of {}", Size(volume.capacity), Size(on.node.disk))));
+            return Ok(Check::Needed(format!(
+                "it has {} of {}",
+                Size(volume.capacity),
+                Size(on.node.disk)
+            )));
         }
-        Ok(Check::Done(format!("{} {}", kind(volume.backing.is_some()), Size(volume.capacity))))
+        Ok(Check::Done(format!(
+            "{} {}",
+            kind(volume.backing.is_some()),
+            Size(volume.capacity)
+        )))
     }
 
     async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
@@ -50,12 +64,19 @@ impl Stage<NodeRun> for Volume {
             }
             make(on, &disk, report, journal).await?;
         }
-        let made = host.volume(pool, name).await?.ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")))?;
+        let made = host
+            .volume(pool, name)
+            .await?
+            .ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")))?;
         let small = made.capacity < on.node.disk;
         if small {
             host.resize_volume(pool, name, on.node.disk).await?;
         }
-        let seen = if small { host.volume(pool, name).await? } else { Some(made) };
+        let seen = if small {
+            host.volume(pool, name).await?
+        } else {
+            Some(made)
+        };
         *locked(&on.disk) = seen;
         on.disk_made.store(true, Ordering::Relaxed);
         Ok(())
@@ -67,12 +88,22 @@ async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal
     let Claimed { pool, name } = disk;
     let template = template(on)?;
     if template.capacity > on.node.disk {
-        return Err(Error::new(format!("the template is {}, larger than the disk of {}", Size(template.capacity), Size(on.node.disk)))
-            .with_help("ask for a larger `disk`"));
+        return Err(Error::new(format!(
+            "the template is {}, larger than the disk of {}",
+            Size(template.capacity),
+            Size(on.node.disk)
+        ))
+        .with_help("ask for a larger `disk`"));
     }
-    journal.made(Thing::Volume { pool: pool.clone(), name: name.clone() });
+    journal.made(Thing::Volume {
+        pool: pool.clone(),
+        name: name.clone(),
+    });
     match on.node.clone {
-        CloneMode::Overlay => host.create_overlay(pool, name, &template, on.node.disk).await,
+        CloneMode::Overlay => {
+            host.create_overlay(pool, name, &template, on.node.disk)
+                .await
+        }
         CloneMode::Full => {
             report.progress(format!("copying {}", template.name));
             host.copy_volume(pool, name, &template.name).await
@@ -82,16 +113,27 @@ async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal
 
 fn vanished(on: &NodeRun) -> Result<Error> {
     let Claimed { pool, name } = on.claimed_disk()?;
-    Ok(Error::new(format!("its disk {name} is gone from the pool {pool}"))
-        .with_help(format!("if it cannot be brought back: nodegraft up --recreate {}", on.node.name)))
+    Ok(
+        Error::new(format!("its disk {name} is gone from the pool {pool}")).with_help(format!(
+            "if it cannot be brought back: nodegraft up --recreate {}",
+            on.node.name
+        )),
+    )
 }
 
 /// As Preflight saw it.
 fn template(on: &NodeRun) -> Result<storage::Volume> {
-    let found = on.run.sight.get().and_then(|sight| sight.pool.volume(&on.node.template).cloned());
+    let found = on
+        .run
+        .sight
+        .get()
+        .and_then(|sight| sight.pool.volume(&on.node.template).cloned());
     found.ok_or_else(|| {
-        Error::new(format!("the pool {} has no template volume {}", on.node.pool, on.node.template))
-            .with_help(format!("see what it has: virsh vol-list {}", on.node.pool))
+        Error::new(format!(
+            "the pool {} has no template volume {}",
+            on.node.pool, on.node.template
+        ))
+        .with_help(format!("see what it has: virsh vol-list {}", on.node.pool))
     })
 }
 

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::summary::Summary;
 use super::{Renderer, lines};
-use crate::event::{Event, NodeResult, Outcome, Subject};
+use crate::core::event::{Event, NodeResult, Outcome, Subject};
 
 pub struct Bars {
     verbose: bool,
@@ -21,15 +21,26 @@ pub struct Bars {
 
 impl Bars {
     pub fn new(verbose: bool) -> Self {
-        Self { verbose, all: MultiProgress::new(), bars: HashMap::new(), summary: Summary::default(), width: 0 }
+        Self {
+            verbose,
+            all: MultiProgress::new(),
+            bars: HashMap::new(),
+            summary: Summary::default(),
+            width: 0,
+        }
     }
 
     fn add(&mut self, subject: Subject, name: &str, stages: usize) {
         let width = self.width;
-        let template =
-            format!("{{spinner:.cyan}} {{prefix:<{width}.bold}} {{bar:8.cyan/dim}} {{pos:>2}}/{{len:<2}} {{elapsed:>4}}  {{wide_msg}}");
+        let template = format!(
+            "{{spinner:.cyan}} {{prefix:<{width}.bold}} {{bar:8.cyan/dim}} {{pos:>2}}/{{len:<2}} {{elapsed:>4}}  {{wide_msg}}"
+        );
         let bar = self.all.add(ProgressBar::new(stages as u64));
-        bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
+        bar.set_style(
+            ProgressStyle::with_template(&template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("━╸─"),
+        );
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         self.bars.insert(subject, bar);
@@ -50,8 +61,15 @@ impl Renderer for Bars {
     fn event(&mut self, event: &Event) {
         self.summary.event(event);
         match event {
-            Event::RunStarted { nodes, run_stages, .. } => {
-                self.width = nodes.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(7);
+            Event::RunStarted {
+                nodes, run_stages, ..
+            } => {
+                self.width = nodes
+                    .iter()
+                    .map(|row| row.name.chars().count())
+                    .max()
+                    .unwrap_or(0)
+                    .max(7);
                 if !run_stages.is_empty() {
                     self.add(None, "cluster", run_stages.len());
                 }
@@ -67,8 +85,18 @@ impl Renderer for Bars {
                 }
                 self.show(node, stage, "");
             }
-            Event::Progress { node, stage, detail } => self.show(node, stage, detail),
-            Event::StageFinished { node, stage, outcome, detail, .. } => {
+            Event::Progress {
+                node,
+                stage,
+                detail,
+            } => self.show(node, stage, detail),
+            Event::StageFinished {
+                node,
+                stage,
+                outcome,
+                detail,
+                ..
+            } => {
                 if let Some(bar) = self.bars.get(node) {
                     bar.inc(1);
                 }
@@ -76,11 +104,21 @@ impl Renderer for Bars {
                 if *outcome == Outcome::Kept {
                     self.print(&lines::text(event, self.width).unwrap_or_default());
                 }
-                if node.is_none() && self.bars.get(node).is_some_and(|bar| Some(bar.position()) == bar.length()) {
+                if node.is_none()
+                    && self
+                        .bars
+                        .get(node)
+                        .is_some_and(|bar| Some(bar.position()) == bar.length())
+                {
                     self.finish(node, &style("ready to go").dim().to_string());
                 }
             }
-            Event::NodeFinished { node, result, detail, .. } => {
+            Event::NodeFinished {
+                node,
+                result,
+                detail,
+                ..
+            } => {
                 let word = match result {
                     NodeResult::Done => style("done").green(),
                     NodeResult::Unchanged => style("unchanged").dim(),
@@ -96,7 +134,11 @@ impl Renderer for Bars {
             }
             Event::RunFinished { .. } => {
                 // The summary takes the bars' place.
-                self.print(&format!("\n{}{}", self.summary.text(), lines::text(event, self.width).unwrap_or_default()));
+                self.print(&format!(
+                    "\n{}{}",
+                    self.summary.text(),
+                    lines::text(event, self.width).unwrap_or_default()
+                ));
                 let _ = self.all.clear();
             }
         }

@@ -14,9 +14,9 @@ use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::cli::Output;
-use crate::error::{Context, Error, Result};
-use crate::event::{Event, Failure};
-use crate::stages::preflight::{Finding, State};
+use crate::core::error::{Context, Error, Result};
+use crate::core::event::{Event, Failure};
+use crate::core::finding::{Finding, State};
 
 /// Something that shows events as they come.
 trait Renderer {
@@ -24,7 +24,11 @@ trait Renderer {
 }
 
 /// Shows events on a thread of its own until their senders are gone.
-pub fn start(mut events: UnboundedReceiver<Event>, output: Output, verbose: bool) -> JoinHandle<()> {
+pub fn start(
+    mut events: UnboundedReceiver<Event>,
+    output: Output,
+    verbose: bool,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut renderer: Box<dyn Renderer> = match output {
             Output::Json => Box::new(Json),
@@ -53,32 +57,49 @@ impl Renderer for Json {
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).doing("writing to stdout"),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).doing("writing to stdout")
+        }
         _ => Ok(()),
     }
 }
 
 /// Says on stderr what a command without a pipeline is at.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", style(text).for_stderr().dim());
+    let _ = writeln!(
+        std::io::stderr().lock(),
+        "{}",
+        style(text).for_stderr().dim()
+    );
 }
 
 /// Prints a result as data; a command that has words of its own for people does not come here with `Text`.
 pub fn print_data(value: &impl Serialize, output: Output) -> Result<()> {
     let text = match output {
         Output::Yaml => serde_saphyr::to_string(value).doing("encoding the result")?,
-        Output::Json | Output::Text => serde_json::to_string_pretty(value).doing("encoding the result")?,
+        Output::Json | Output::Text => {
+            serde_json::to_string_pretty(value).doing("encoding the result")?
+        }
     };
     print(&format!("{}\n", text.trim_end()))
 }
 
 /// Columns as wide as their widest cell.
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..N).map(width).collect();
     rows.iter()
         .map(|row| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            let cells: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"))
+                .collect();
             format!("{}\n", cells.join("  ").trim_end())
         })
         .collect()
@@ -94,11 +115,18 @@ pub fn findings(findings: &[Finding]) -> String {
             State::Bad => style("problem").red(),
         };
         text.push_str(&format!("{sign}  {}\n", finding.what));
-        if let Some(help) = finding.help.as_ref().filter(|_| finding.state != State::Good) {
+        if let Some(help) = finding
+            .help
+            .as_ref()
+            .filter(|_| finding.state != State::Good)
+        {
             text.push_str(&format!("         -> {help}\n"));
         }
     }
-    let bad = findings.iter().filter(|finding| finding.state == State::Bad).count();
+    let bad = findings
+        .iter()
+        .filter(|finding| finding.state == State::Bad)
+        .count();
     text.push_str(&if bad == 0 {
         "\nnothing stands in the way\n".to_owned()
     } else {
@@ -114,7 +142,11 @@ pub fn print_error(error: &Error) {
 }
 
 fn failure_text(head: &str, failure: &Failure) -> String {
-    let mut text = format!("{}: {}\n", style(head).for_stderr().red().bold(), failure.message);
+    let mut text = format!(
+        "{}: {}\n",
+        style(head).for_stderr().red().bold(),
+        failure.message
+    );
     for cause in &failure.causes {
         text.push_str(&format!("  because {cause}\n"));
     }
@@ -122,7 +154,10 @@ fn failure_text(head: &str, failure: &Failure) -> String {
         text.push_str(&format!("  {line}\n"));
     }
     if let Some(help) = &failure.help {
-        text.push_str(&format!("  {} {help}\n", style("help:").for_stderr().cyan()));
+        text.push_str(&format!(
+            "  {} {help}\n",
+            style("help:").for_stderr().cyan()
+        ));
     }
     text
 }

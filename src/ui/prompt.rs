@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use console::Term;
 use dialoguer::{Confirm, Input};
 
-use crate::error::{Error, Exit, Result};
+use crate::core::error::{Error, Exit, Result};
 
 /// Whether there is somebody to ask, and whether defaults are as good as answers.
 #[derive(Debug, Clone, Copy)]
@@ -26,27 +26,41 @@ pub struct Question<'a> {
 
 impl Prompt {
     pub fn new(take_defaults: bool) -> Self {
-        Self { interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(), take_defaults }
+        Self {
+            interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
+            take_defaults,
+        }
     }
 
     /// The answer as `read` understands it. A flag's value that is wrong is refused at once; a typed one is asked for again.
-    pub fn ask<T>(&self, question: &Question<'_>, read: impl Fn(&str) -> Result<T, String>) -> Result<T> {
+    pub fn ask<T>(
+        &self,
+        question: &Question<'_>,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T> {
         let usage = |message: String| Error::new(message).with_exit(Exit::Usage);
         if let Some(given) = question.given {
             return read(given).map_err(|why| usage(format!("{} {given}: {why}", question.flag)));
         }
         if let Some(default) = question.default.as_deref().filter(|_| self.take_defaults) {
-            return read(default).map_err(|why| usage(format!("{} {default}: {why}", question.flag)));
+            return read(default)
+                .map_err(|why| usage(format!("{} {default}: {why}", question.flag)));
         }
         if !self.interactive {
-            return Err(usage(format!("{} is missing, and there is no terminal to ask on", question.flag))
-                .with_help("give it, or --yes to take the defaults of what has one"));
+            return Err(usage(format!(
+                "{} is missing, and there is no terminal to ask on",
+                question.flag
+            ))
+            .with_help("give it, or --yes to take the defaults of what has one"));
         }
         let mut input = Input::<String>::new().with_prompt(question.text);
         if let Some(default) = &question.default {
             input = input.default(default.clone());
         }
-        let answer = input.validate_with(|typed: &String| read(typed).map(drop)).interact_text_on(&Term::stderr()).map_err(unanswered)?;
+        let answer = input
+            .validate_with(|typed: &String| read(typed).map(drop))
+            .interact_text_on(&Term::stderr())
+            .map_err(unanswered)?;
         read(&answer).map_err(usage)
     }
 
@@ -55,7 +69,11 @@ impl Prompt {
         if !self.asks() {
             return Ok(true);
         }
-        Confirm::new().with_prompt(text).default(default).interact_on(&Term::stderr()).map_err(unanswered)
+        Confirm::new()
+            .with_prompt(text)
+            .default(default)
+            .interact_on(&Term::stderr())
+            .map_err(unanswered)
     }
 
     /// Whether there is anything to ask, and anybody.

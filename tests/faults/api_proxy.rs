@@ -51,16 +51,29 @@ pub struct Rule {
 impl Rule {
     /// Acts once, on the first.
     pub fn once(method: &'static str, path: &'static str, act: Act) -> Self {
-        Self { method, path, from: 1, times: 1, act }
+        Self {
+            method,
+            path,
+            from: 1,
+            times: 1,
+            act,
+        }
     }
 
     /// Acts every time.
     pub fn always(method: &'static str, path: &'static str, act: Act) -> Self {
-        Self { method, path, from: 1, times: u64::MAX, act }
+        Self {
+            method,
+            path,
+            from: 1,
+            times: u64::MAX,
+            act,
+        }
     }
 
     fn names(&self, request: &Request) -> bool {
-        (self.method.is_empty() || self.method == request.method) && request.path.contains(self.path)
+        (self.method.is_empty() || self.method == request.method)
+            && request.path.contains(self.path)
     }
 }
 
@@ -93,7 +106,11 @@ impl ApiProxy {
     pub fn before(version: &'static str, rules: &[Rule]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = if version == NEW { "192.168.3.101:6443" } else { "192.168.3.102:6443" };
+        let server = if version == NEW {
+            "192.168.3.101:6443"
+        } else {
+            "192.168.3.102:6443"
+        };
         let shared = Arc::new(Shared {
             rules: Mutex::new(rules.iter().map(|rule| (*rule, 0)).collect()),
             seen: Mutex::default(),
@@ -101,7 +118,11 @@ impl ApiProxy {
             tls: tls(&kubernetes(version)),
             server: server.into(),
         });
-        let proxy = Self { address, version, shared: Arc::clone(&shared) };
+        let proxy = Self {
+            address,
+            version,
+            shared: Arc::clone(&shared),
+        };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let shared = Arc::clone(&shared);
@@ -144,19 +165,31 @@ impl ApiProxy {
     /// How often a rule acted so far.
     pub fn acted(&self) -> u64 {
         let rules = self.shared.rules.lock().unwrap();
-        rules.iter().map(|(rule, matched)| (matched + 1).saturating_sub(rule.from).min(rule.times)).sum()
+        rules
+            .iter()
+            .map(|(rule, matched)| (matched + 1).saturating_sub(rule.from).min(rule.times))
+            .sum()
     }
 }
 
 /// With the administrator's certificate.
 fn tls(dir: &Path) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(dir.join("pki/ca.crt")).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_file(dir.join("pki/ca.crt")).unwrap())
+        .unwrap();
     let chain = vec![CertificateDer::from_pem_file(dir.join("admin.crt")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(dir.join("admin.key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    Arc::new(config.with_root_certificates(roots).with_client_auth_cert(chain, key).unwrap())
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    Arc::new(
+        config
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap(),
+    )
 }
 
 impl Shared {
@@ -168,7 +201,12 @@ impl Shared {
         self.seen.lock().unwrap().push(request.clone());
         match act {
             Some(Act::Status(code)) => answer(client, code, "", &status(code)),
-            Some(Act::Busy(seconds)) => answer(client, 429, &format!("Retry-After: {seconds}\r\n"), &status(429)),
+            Some(Act::Busy(seconds)) => answer(
+                client,
+                429,
+                &format!("Retry-After: {seconds}\r\n"),
+                &status(429),
+            ),
             Some(Act::Refused) => client.shutdown(Shutdown::Both).ok(),
             Some(Act::Silence) => self.keep(client),
             Some(Act::Gone) if request.path.contains("watch=") => {
@@ -203,7 +241,13 @@ impl Shared {
     /// What the first rule that is due does.
     fn act(&self, request: &Request) -> Option<Act> {
         let mut due = None;
-        for (rule, matched) in self.rules.lock().unwrap().iter_mut().filter(|(rule, _)| rule.names(request)) {
+        for (rule, matched) in self
+            .rules
+            .lock()
+            .unwrap()
+            .iter_mut()
+            .filter(|(rule, _)| rule.names(request))
+        {
             *matched += 1;
             let is_due = *matched >= rule.from && *matched - rule.from < rule.times;
             due = due.or(is_due.then_some(rule.act));
@@ -212,7 +256,13 @@ impl Shared {
     }
 
     /// Hands the server's answer to the client as it comes: all of it, or the head and so many bytes of the body.
-    fn relay(&self, head: &str, body: &str, mut client: &TcpStream, limit: Option<usize>) -> Option<()> {
+    fn relay(
+        &self,
+        head: &str,
+        body: &str,
+        mut client: &TcpStream,
+        limit: Option<usize>,
+    ) -> Option<()> {
         let mut passed = Vec::new();
         self.forward(head, body, |bytes| {
             let Some(limit) = limit else {
@@ -221,7 +271,10 @@ impl Shared {
             };
             let before = passed.len();
             passed.extend_from_slice(bytes);
-            let end = passed.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4 + limit);
+            let end = passed
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+                .map(|at| at + 4 + limit);
             let until = end.map_or(passed.len(), |end| end.min(passed.len()));
             client.write_all(&passed[before.min(until)..until]).ok()?;
             Some(end.is_none_or(|end| passed.len() < end))
@@ -229,12 +282,22 @@ impl Shared {
     }
 
     /// Asks the real server; `each` sees its answer in pieces and says whether it wants more.
-    fn forward(&self, head: &str, body: &str, mut each: impl FnMut(&[u8]) -> Option<bool>) -> Option<()> {
+    fn forward(
+        &self,
+        head: &str,
+        body: &str,
+        mut each: impl FnMut(&[u8]) -> Option<bool>,
+    ) -> Option<()> {
         let host = self.server.split(':').next().unwrap();
         let name = ServerName::try_from(host.to_owned()).unwrap();
         let socket = TcpStream::connect(&self.server).ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(600))).ok()?;
-        let mut server = StreamOwned::new(ClientConnection::new(Arc::clone(&self.tls), name).ok()?, socket);
+        socket
+            .set_read_timeout(Some(Duration::from_secs(600)))
+            .ok()?;
+        let mut server = StreamOwned::new(
+            ClientConnection::new(Arc::clone(&self.tls), name).ok()?,
+            socket,
+        );
         server.write_all(head.as_bytes()).ok()?;
         server.write_all(body.as_bytes()).ok()?;
         server.flush().ok()?;
@@ -273,7 +336,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Request)> 
             "content-length" => length = value.trim().parse().ok()?,
             // Compressed, nobody could cut it at a byte that means something.
             "connection" | "accept-encoding" => continue,
-            "transfer-encoding" => panic!("{method} {path}: the proxy reads bodies of a known length only"),
+            "transfer-encoding" => {
+                panic!("{method} {path}: the proxy reads bodies of a known length only")
+            }
             _ => {}
         }
         head.push_str(&line);
@@ -281,7 +346,14 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Request)> 
     head.push_str("Connection: close\r\n\r\n");
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some((head, Request { method, path, body: String::from_utf8_lossy(&body).into_owned() }))
+    Some((
+        head,
+        Request {
+            method,
+            path,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        },
+    ))
 }
 
 fn answer(mut client: TcpStream, code: u16, headers: &str, body: &str) -> Option<()> {

@@ -48,12 +48,20 @@ pub struct Verdict {
 }
 
 pub fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: these tests run inside the lab, by `make faults`"))
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: these tests run inside the lab, by `make faults`")
+    })
 }
 
 impl Bed {
     pub fn new(cluster: &str, ip: &str) -> Self {
-        Self::on(cluster, ip, &variable("NODEGRAFT_LAB_URI"), "kvmimage", state().join("pool"))
+        Self::on(
+            cluster,
+            ip,
+            &variable("NODEGRAFT_LAB_URI"),
+            "kvmimage",
+            state().join("pool"),
+        )
     }
 
     /// On another host, or in another pool.
@@ -69,7 +77,15 @@ impl Bed {
         );
         fs::write(dir.path().join("cluster.yaml"), spec).unwrap();
         let strangers = Strangers::new(uri, target, cluster, &node);
-        Self { cluster: cluster.into(), node, ip: ip.into(), dir, uri: uri.into(), pool, strangers }
+        Self {
+            cluster: cluster.into(),
+            node,
+            ip: ip.into(),
+            dir,
+            uri: uri.into(),
+            pool,
+            strangers,
+        }
     }
 
     pub fn edit(&self, change: impl Fn(String) -> String) {
@@ -79,16 +95,30 @@ impl Bed {
 
     /// A profile of one step.
     pub fn step(&self, script: &str) {
-        let profile = self.dir.path().join("templates/work");
+        let profile = self.dir.path().join("templates/profiles/work");
         fs::create_dir_all(&profile).unwrap();
-        fs::write(profile.join("profile.yaml"), "description: one step\nruntime: containerd\nsteps: [work]\n").unwrap();
+        fs::write(
+            profile.join("profile.yaml"),
+            "description: one step\nruntime: containerd\nsteps: [work]\n",
+        )
+        .unwrap();
         fs::write(profile.join("work.sh"), script).unwrap();
-        self.edit(|spec| if spec.contains("profile:") { spec } else { spec.replace("defaults:\n", "defaults:\n  profile: work\n") });
+        self.edit(|spec| {
+            if spec.contains("profile:") {
+                spec
+            } else {
+                spec.replace("defaults:\n", "defaults:\n  profile: work\n")
+            }
+        });
     }
 
     pub fn command(&self, args: &[&str], env: &[(&'static str, String)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nodegraft"));
-        command.args(args).current_dir(self.dir.path()).env("HOME", self.dir.path()).env_remove("RUST_BACKTRACE");
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("HOME", self.dir.path())
+            .env_remove("RUST_BACKTRACE");
         command.env("NODEGRAFT_STATE_DIR", self.dir.path().join("state"));
         if self.dir.path().join("templates").exists() {
             command.env("NODEGRAFT_TEMPLATES", self.dir.path().join("templates"));
@@ -102,7 +132,12 @@ impl Bed {
         // Files, not pipes: a grandchild that keeps a pipe open would look like a run that does not end.
         let out = tempfile::tempdir().unwrap();
         let file = |name: &str| File::create(out.path().join(name)).unwrap();
-        let child = self.command(args, env).stdout(file("out")).stderr(file("err")).spawn().unwrap();
+        let child = self
+            .command(args, env)
+            .stdout(file("out"))
+            .stderr(file("err"))
+            .spawn()
+            .unwrap();
         Running { child, out }
     }
 
@@ -140,8 +175,16 @@ impl Bed {
 
     /// Whatever bears our mark or our names, as libvirt and the pool's directory tell.
     pub fn left(&self) -> Vec<String> {
-        let mut left: Vec<String> = self.domains().into_iter().map(|name| format!("the domain {name} is left")).collect();
-        left.extend(self.files().iter().map(|path| format!("{} is left", path.display())));
+        let mut left: Vec<String> = self
+            .domains()
+            .into_iter()
+            .map(|name| format!("the domain {name} is left"))
+            .collect();
+        left.extend(
+            self.files()
+                .iter()
+                .map(|path| format!("{} is left", path.display())),
+        );
         left
     }
 
@@ -149,23 +192,46 @@ impl Bed {
         let names = virsh(&self.uri, &["list", "--all", "--name"]);
         let ours = |name: &&str| {
             let xml = virsh_output(&self.uri, &["dumpxml", name]);
-            **name == self.node || xml.contains("nodegraft:node") && xml.contains(&format!("cluster='{}'", self.cluster))
+            **name == self.node
+                || xml.contains("nodegraft:node")
+                    && xml.contains(&format!("cluster='{}'", self.cluster))
         };
-        names.lines().map(str::trim).filter(|name| !name.is_empty()).filter(ours).map(str::to_owned).collect()
+        names
+            .lines()
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .filter(ours)
+            .map(str::to_owned)
+            .collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {
         let prefix = format!("nodegraft.{}.", self.cluster);
-        let mut files: Vec<PathBuf> = fs::read_dir(&self.strangers.target).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with(&prefix) && !self.strangers.owns(path));
+        let mut files: Vec<PathBuf> = fs::read_dir(&self.strangers.target)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.retain(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(&prefix)
+                && !self.strangers.owns(path)
+        });
         files
     }
 
     /// Private keys and tokens where none may be: seeds that are left, logs, the marks and arguments of domains.
     pub fn secrets(&self) -> Vec<String> {
         let mut found = Vec::new();
-        let mut look = |place: String, bytes: &[u8]| found.extend(secret(bytes).map(|what| format!("{what} is in {place}")));
-        for path in self.files().iter().filter(|path| path.to_string_lossy().ends_with(".img")) {
+        let mut look = |place: String, bytes: &[u8]| {
+            found.extend(secret(bytes).map(|what| format!("{what} is in {place}")))
+        };
+        for path in self
+            .files()
+            .iter()
+            .filter(|path| path.to_string_lossy().ends_with(".img"))
+        {
             look(path.display().to_string(), &fs::read(path).unwrap());
         }
         for path in files_below(&self.dir.path().join("state")) {
@@ -175,7 +241,10 @@ impl Bed {
             }
         }
         for name in self.domains() {
-            look(format!("the XML of {name}"), virsh_output(&self.uri, &["dumpxml", "--security-info", &name]).as_bytes());
+            look(
+                format!("the XML of {name}"),
+                virsh_output(&self.uri, &["dumpxml", "--security-info", &name]).as_bytes(),
+            );
         }
         // The lab has a process namespace of its own: QEMU's arguments are seen here.
         for entry in fs::read_dir("/proc").unwrap() {
@@ -199,12 +268,23 @@ impl Bed {
         }
         virsh_output(&self.uri, &["pool-refresh", self.pool]);
         // The kernel remembers who had the address for some seconds more; the next fault finds it free.
-        let _ = Command::new("ip").args(["neigh", "flush", "to", &self.ip]).output();
+        let _ = Command::new("ip")
+            .args(["neigh", "flush", "to", &self.ip])
+            .output();
     }
 
     /// Runs a command in the guest by the system's own ssh.
     pub fn guest(&self, command: &str) -> String {
-        let output = ssh(&self.dir.path().join("state").join(&self.cluster).join("id_ed25519"), &self.ip, command);
+        let output = ssh(
+            &self
+                .dir
+                .path()
+                .join("state")
+                .join(&self.cluster)
+                .join("id_ed25519"),
+            &self.ip,
+            command,
+        );
         text(&output)
     }
 }
@@ -233,9 +313,19 @@ impl Running {
             self.child.kill().unwrap();
             self.child.wait().unwrap();
         }
-        let code = status.map(|status| status.code().unwrap_or_else(|| -status.signal().unwrap_or(0)));
-        let read = |name: &str| String::from_utf8_lossy(&fs::read(self.out.path().join(name)).unwrap()).into_owned();
-        Ran { code, stdout: read("out"), stderr: read("err") }
+        let code = status.map(|status| {
+            status
+                .code()
+                .unwrap_or_else(|| -status.signal().unwrap_or(0))
+        });
+        let read = |name: &str| {
+            String::from_utf8_lossy(&fs::read(self.out.path().join(name)).unwrap()).into_owned()
+        };
+        Ran {
+            code,
+            stdout: read("out"),
+            stderr: read("err"),
+        }
     }
 }
 
@@ -243,17 +333,25 @@ impl Verdict {
     pub fn expect(&mut self, what: &str, ran: &Ran, codes: &[i32]) {
         match ran.code {
             Some(code) if codes.contains(&code) => {}
-            Some(code) => self.wrong.push(format!("{what} exits {code}: {}", end_of(&ran.stderr))),
-            None => self.wrong.push(format!("{what} does not end: {}", end_of(&ran.stderr))),
+            Some(code) => self
+                .wrong
+                .push(format!("{what} exits {code}: {}", end_of(&ran.stderr))),
+            None => self
+                .wrong
+                .push(format!("{what} does not end: {}", end_of(&ran.stderr))),
         }
-        if let Some(what) = secret(ran.stdout.as_bytes()).or_else(|| secret(ran.stderr.as_bytes())) {
+        if let Some(what) = secret(ran.stdout.as_bytes()).or_else(|| secret(ran.stderr.as_bytes()))
+        {
             self.left.push(format!("{what} is in what was printed"));
         }
     }
 }
 
 fn end_of(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(12)..].join("\n    ")
 }
 
@@ -264,32 +362,73 @@ fn secret(bytes: &[u8]) -> Option<&'static str> {
     }
     let of_token = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let around = |at: usize| {
-        let before = bytes[..at].iter().rev().take_while(|byte| of_token(byte)).count();
-        let after = bytes[at + 1..].iter().take_while(|byte| of_token(byte)).count();
+        let before = bytes[..at]
+            .iter()
+            .rev()
+            .take_while(|byte| of_token(byte))
+            .count();
+        let after = bytes[at + 1..]
+            .iter()
+            .take_while(|byte| of_token(byte))
+            .count();
         before == 6 && after == 16
     };
-    bytes.iter().enumerate().any(|(at, byte)| *byte == b'.' && around(at)).then_some("a token")
+    bytes
+        .iter()
+        .enumerate()
+        .any(|(at, byte)| *byte == b'.' && around(at))
+        .then_some("a token")
 }
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
     let entries = entries.map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                files_below(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
 }
 
 pub fn virsh_output(uri: &str, args: &[&str]) -> String {
-    text(&Command::new("virsh").arg("-q").args(["-c", uri]).args(args).stdin(Stdio::null()).output().unwrap())
+    text(
+        &Command::new("virsh")
+            .arg("-q")
+            .args(["-c", uri])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap(),
+    )
 }
 
 pub fn virsh(uri: &str, args: &[&str]) -> String {
-    let output = Command::new("virsh").arg("-q").args(["-c", uri]).args(args).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new("virsh")
+        .arg("-q")
+        .args(["-c", uri])
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "virsh {args:?}: {}", text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
 fn secrets_are_known_when_seen() {
-    assert_eq!(secret(b"a\n-----BEGIN OPENSSH PRIVATE KEY-----\n"), Some("a private key"));
+    assert_eq!(
+        secret(b"a\n-----BEGIN OPENSSH PRIVATE KEY-----\n"),
+        Some("a private key")
+    );
     assert_eq!(secret(b"token: abcdef.0123456789abcdef\n"), Some("a token"));
-    assert_eq!(secret(b"nodegraft.example.qcow2 12.0123456789abcdef abcdef.0123456789abcdef0"), None);
+    assert_eq!(
+        secret(b"nodegraft.example.qcow2 12.0123456789abcdef abcdef.0123456789abcdef0"),
+        None
+    );
 }

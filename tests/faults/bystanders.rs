@@ -33,7 +33,13 @@ impl Strangers {
         .iter()
         .map(|name| target.join(name))
         .collect();
-        let mut strangers = Self { uri: uri.into(), target, domain, before: String::new(), volumes };
+        let mut strangers = Self {
+            uri: uri.into(),
+            target,
+            domain,
+            before: String::new(),
+            volumes,
+        };
         for path in &strangers.volumes {
             fs::write(path, content(path)).unwrap();
         }
@@ -62,7 +68,10 @@ impl Strangers {
         }
         for path in &self.volumes {
             if fs::read(path).ok().as_deref() != Some(&content(path)[..]) {
-                touched.push(format!("the stranger's volume {} was touched", path.display()));
+                touched.push(format!(
+                    "the stranger's volume {} was touched",
+                    path.display()
+                ));
                 // The next fault finds it again.
                 fs::write(path, content(path)).unwrap();
             }
@@ -114,11 +123,20 @@ impl ClusterStrangers {
         fs::write(&manifest, text).unwrap();
         let objects = [
             format!("/api/v1/nodes/{node}-old"),
-            format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}", token_id(cluster)),
-            format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/nodegraft:{cluster}-old:node-bootstrapper"),
+            format!(
+                "/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}",
+                token_id(cluster)
+            ),
+            format!(
+                "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/nodegraft:{cluster}-old:node-bootstrapper"
+            ),
             format!("/apis/certificates.k8s.io/v1/certificatesigningrequests/{node}-old"),
         ];
-        let mut strangers = Self { version, objects: objects.to_vec(), before: Vec::new() };
+        let mut strangers = Self {
+            version,
+            objects: objects.to_vec(),
+            before: Vec::new(),
+        };
         strangers.remove();
         kubectl(version, &["create", "-f", &manifest.display().to_string()]);
         // In the node's own name, by somebody else, for a signer whom nobody serves: it stays as it is.
@@ -130,22 +148,49 @@ impl ClusterStrangers {
     }
 
     pub fn touched(&self) -> Vec<String> {
-        let changed = self.objects.iter().zip(self.look()).zip(&self.before).filter(|((_, now), before)| now != *before);
-        changed.map(|((path, now), _)| format!("the stranger {path} was touched: it is {now}")).collect()
+        let changed = self
+            .objects
+            .iter()
+            .zip(self.look())
+            .zip(&self.before)
+            .filter(|((_, now), before)| now != *before);
+        changed
+            .map(|((path, now), _)| format!("the stranger {path} was touched: it is {now}"))
+            .collect()
     }
 
     /// What nobody but a person changes: controllers write to a Node's status, taints and annotations.
     fn look(&self) -> Vec<String> {
         let kept = |path: &String| {
             let output = kubectl_output(self.version, &["get", "--raw", path]);
-            let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return text(&output) };
+            let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+                return text(&output);
+            };
             if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
                 annotations.retain(|key, _| key.starts_with("nodegraft.io/"));
             }
             let metadata = &object["metadata"];
-            let spec = if object["kind"] == "Node" { &object["spec"]["unschedulable"] } else { &object["spec"] };
-            let parts = [&metadata["uid"], &metadata["labels"], &metadata["annotations"], spec, &object["data"], &object["subjects"]];
-            format!("{parts:?} {}", if object["kind"] == "Node" { String::new() } else { object["status"].to_string() })
+            let spec = if object["kind"] == "Node" {
+                &object["spec"]["unschedulable"]
+            } else {
+                &object["spec"]
+            };
+            let parts = [
+                &metadata["uid"],
+                &metadata["labels"],
+                &metadata["annotations"],
+                spec,
+                &object["data"],
+                &object["subjects"],
+            ];
+            format!(
+                "{parts:?} {}",
+                if object["kind"] == "Node" {
+                    String::new()
+                } else {
+                    object["status"].to_string()
+                }
+            )
         };
         self.objects.iter().map(kept).collect()
     }
@@ -165,14 +210,27 @@ impl Drop for ClusterStrangers {
 
 /// Six characters that depend on the name, so that tests do not share one.
 fn token_id(cluster: &str) -> String {
-    Sha256::digest(cluster).iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(cluster)
+        .iter()
+        .take(3)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn request(name: &str, node: &str) -> String {
     use base64::Engine as _;
     let subject = format!("/O=system:nodes/CN=system:node:{node}");
     let made = Command::new("openssl")
-        .args(["req", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-subj", &subject])
+        .args([
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "/dev/null",
+            "-subj",
+            &subject,
+        ])
         .stdin(Stdio::null())
         .output()
         .unwrap();

@@ -3,8 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use nodegraft::mark::{Claimed, Mark, SeedState};
-use nodegraft::ownership::Owner;
+use nodegraft::core::mark::{Claimed, Mark, SeedState};
+use nodegraft::core::ownership::Owner;
 
 use super::bed::Bed;
 use super::preload::calls;
@@ -22,9 +22,18 @@ fn cluster_of(count: usize, dir: &std::path::Path) {
     let mut nodes = String::new();
     for number in 0..count {
         let owner = Owner::new("cost", &format!("n{number}")).unwrap();
-        let claimed = |name: String| Claimed { pool: "kvmimage".into(), name };
-        let mark =
-            Mark { seed: SeedState::Blank, ..Mark::new(owner.clone(), "10.9.0.1/16", vec![claimed(owner.disk()), claimed(owner.seed())]) };
+        let claimed = |name: String| Claimed {
+            pool: "kvmimage".into(),
+            name,
+        };
+        let mark = Mark {
+            seed: SeedState::Blank,
+            ..Mark::new(
+                owner.clone(),
+                "10.9.0.1/16",
+                vec![claimed(owner.disk()), claimed(owner.seed())],
+            )
+        };
         host.push_str(&format!(
             "<domain type='test'><name>{}</name><uuid>{}</uuid><metadata>{}</metadata><memory>262144</memory><vcpu>1</vcpu><os><type>hvm</type></os>\
              <devices><disk type='file'><source file='/kvmimage/{}'/><target dev='vda'/></disk></devices></domain>",
@@ -35,7 +44,11 @@ fn cluster_of(count: usize, dir: &std::path::Path) {
         ));
         volumes.push_str(&volume(&owner.disk()));
         volumes.push_str(&volume(&owner.seed()));
-        nodes.push_str(&format!("  - {{name: n{number}, address: 10.9.{}.{}/16}}\n", number / 200 + 1, number % 200 + 1));
+        nodes.push_str(&format!(
+            "  - {{name: n{number}, address: 10.9.{}.{}/16}}\n",
+            number / 200 + 1,
+            number % 200 + 1
+        ));
     }
     host.push_str(&format!("<pool type='dir'><name>kvmimage</name><target><path>/kvmimage</path></target>{volumes}</pool></node>"));
     fs::write(dir.join("host.xml"), host).unwrap();
@@ -59,7 +72,11 @@ fn down(count: usize) -> usize {
     let dir = tempfile::tempdir().unwrap();
     cluster_of(count, dir.path());
     let mut command = Command::new(env!("CARGO_BIN_EXE_nodegraft"));
-    command.args(["down", "--yes", "-f", "cluster.yaml"]).current_dir(dir.path()).env("HOME", dir.path()).env_remove("RUST_BACKTRACE");
+    command
+        .args(["down", "--yes", "-f", "cluster.yaml"])
+        .current_dir(dir.path())
+        .env("HOME", dir.path())
+        .env_remove("RUST_BACKTRACE");
     command.env("NODEGRAFT_STATE_DIR", dir.path());
     calls(&mut command).len()
 }
@@ -84,19 +101,49 @@ fn a_node_costs_few_round_trips() {
     let bed = Bed::new("fcost", "192.168.3.229");
     let count = |args: &[&str]| calls(&mut bed.command(args, &[])).len();
     let one = [count(&["up"]), count(&["up"]), count(&["down"])];
-    let more: String = (1..4).map(|number| format!("  - {{name: fcost-x{number}, address: 192.168.3.{}/24}}\n", 229 + number)).collect();
+    let more: String = (1..4)
+        .map(|number| {
+            format!(
+                "  - {{name: fcost-x{number}, address: 192.168.3.{}/24}}\n",
+                229 + number
+            )
+        })
+        .collect();
     bed.edit(|spec| format!("{spec}{more}"));
-    let four = [count(&["up", "--parallel", "2"]), count(&["up"]), count(&["down"])];
+    let four = [
+        count(&["up", "--parallel", "2"]),
+        count(&["up"]),
+        count(&["down"]),
+    ];
     eprintln!("round trips of up, up again, down: one node {one:?}, four nodes {four:?}");
     // The host has others: each of their domains is looked at once, and `down` asks each volume whether it stands on one of ours.
-    let lines = |args: &[&str]| super::bed::virsh(&bed.uri, args).lines().filter(|line| !line.trim().is_empty()).count();
+    let lines = |args: &[&str]| {
+        super::bed::virsh(&bed.uri, args)
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .count()
+    };
     let domains = DOMAINS_OF_TESTS.max(lines(&["list", "--all", "--name"]));
     let others = lines(&["vol-list", "kvmimage"]) + lines(&["vol-list", "fullpool"]) + 2 * domains;
-    for (what, trips, limit) in [("up", one[0], UP + domains), ("up again", one[1], UP_AGAIN + domains), ("down", one[2], DOWN + others)] {
-        assert!(trips <= limit, "{what} takes {trips} round trips, not {limit}");
+    for (what, trips, limit) in [
+        ("up", one[0], UP + domains),
+        ("up again", one[1], UP_AGAIN + domains),
+        ("down", one[2], DOWN + others),
+    ] {
+        assert!(
+            trips <= limit,
+            "{what} takes {trips} round trips, not {limit}"
+        );
     }
-    for (what, one, four, limit) in [("up", one[0], four[0], UP), ("up again", one[1], four[1], UP_AGAIN), ("down", one[2], four[2], DOWN)]
-    {
-        assert!((four - one) / 3 <= limit, "{what}: each further node takes {} round trips", (four - one) / 3);
+    for (what, one, four, limit) in [
+        ("up", one[0], four[0], UP),
+        ("up again", one[1], four[1], UP_AGAIN),
+        ("down", one[2], four[2], DOWN),
+    ] {
+        assert!(
+            (four - one) / 3 <= limit,
+            "{what}: each further node takes {} round trips",
+            (four - one) / 3
+        );
     }
 }

@@ -20,7 +20,9 @@ fn it_reboots_in_a_step() {
             verdict.expect("the next up", &bed.run(&["up"]), &[0]);
             let ran = bed.guest("cat /root/ran");
             if ran.trim() != "ran" {
-                verdict.wrong.push(format!("the step was to run once to its end: {ran}"));
+                verdict
+                    .wrong
+                    .push(format!("the step was to run once to its end: {ran}"));
             }
         }
         bed.after(follow, &mut verdict);
@@ -39,9 +41,16 @@ fn its_plug_is_pulled_in_a_step() {
     for follow in [Follow::Up, Follow::Down] {
         let mut verdict = Verdict::default();
         let up = bed.start(&["up"], &[]);
-        eventually(Duration::from_secs(120), "the step to begin", || bed.guest("cat /root/begun && echo begun").contains("begun\n"));
+        eventually(Duration::from_secs(120), "the step to begin", || {
+            bed.guest("cat /root/begun && echo begun")
+                .contains("begun\n")
+        });
         virsh_output(&bed.uri, &["destroy", &bed.node]);
-        verdict.expect("up with the plug pulled", &up.end(Duration::from_secs(240)), &[0, 5]);
+        verdict.expect(
+            "up with the plug pulled",
+            &up.end(Duration::from_secs(240)),
+            &[0, 5],
+        );
         bed.after(follow, &mut verdict);
         row.add("first step", verdict);
     }

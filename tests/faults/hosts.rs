@@ -14,8 +14,15 @@ const LIMIT: Duration = Duration::from_secs(240);
 fn two_runs_of_the_same_cluster() {
     let bed = Bed::new("fsame", "192.168.3.222");
     let mut row = Row::new("two runs at once: same cluster");
-    let users: Vec<_> =
-        ["one", "two"].iter().map(|name| vec![("NODEGRAFT_STATE_DIR", bed.dir.path().join(name).display().to_string())]).collect();
+    let users: Vec<_> = ["one", "two"]
+        .iter()
+        .map(|name| {
+            vec![(
+                "NODEGRAFT_STATE_DIR",
+                bed.dir.path().join(name).display().to_string(),
+            )]
+        })
+        .collect();
     let mut verdict = Verdict::default();
     let runs: Vec<_> = users.iter().map(|env| bed.start(&["up"], env)).collect();
     let ends: Vec<_> = runs.into_iter().map(|run| run.end(LIMIT)).collect();
@@ -24,14 +31,33 @@ fn two_runs_of_the_same_cluster() {
     }
     let won: Vec<usize> = (0..2).filter(|user| ends[*user].code == Some(0)).collect();
     if let [winner] = won[..] {
-        verdict.expect("the other's next up", &bed.run_with(&["up"], &users[1 - winner]), &[4, 5]);
-        verdict.expect("the winner's next up", &bed.run_with(&["up"], &users[winner]), &[0]);
+        verdict.expect(
+            "the other's next up",
+            &bed.run_with(&["up"], &users[1 - winner]),
+            &[4, 5],
+        );
+        verdict.expect(
+            "the winner's next up",
+            &bed.run_with(&["up"], &users[winner]),
+            &[0],
+        );
     } else {
-        let said: Vec<_> = ends.iter().map(|end| format!("exit {:?}:\n{}", end.code, end.stderr)).collect();
-        verdict.wrong.push(format!("{} of two users got the node; {}", won.len(), said.join("\n")));
+        let said: Vec<_> = ends
+            .iter()
+            .map(|end| format!("exit {:?}:\n{}", end.code, end.stderr))
+            .collect();
+        verdict.wrong.push(format!(
+            "{} of two users got the node; {}",
+            won.len(),
+            said.join("\n")
+        ));
     }
     let winner = won.first().copied().unwrap_or_default();
-    verdict.expect("the winner's down", &bed.run_with(&["down"], &users[winner]), &[0]);
+    verdict.expect(
+        "the winner's down",
+        &bed.run_with(&["down"], &users[winner]),
+        &[0],
+    );
     bed.after(Follow::Down, &mut verdict);
     row.add("two users", verdict);
     row.end();
@@ -40,7 +66,10 @@ fn two_runs_of_the_same_cluster() {
 #[test]
 #[ignore = "needs the lab: make faults"]
 fn two_runs_of_different_clusters() {
-    let beds = [Bed::new("fleft", "192.168.3.223"), Bed::new("fright", "192.168.3.224")];
+    let beds = [
+        Bed::new("fleft", "192.168.3.223"),
+        Bed::new("fright", "192.168.3.224"),
+    ];
     let mut row = Row::new("two runs at once: different clusters");
     let both = |args: &[&str], what: &str| {
         let runs: Vec<_> = beds.iter().map(|bed| bed.start(args, &[])).collect();
@@ -52,11 +81,17 @@ fn two_runs_of_different_clusters() {
             })
             .collect::<Vec<_>>()
     };
-    for verdict in both(&["up"], "up beside another").into_iter().chain(both(&["down"], "down beside another")) {
+    for verdict in both(&["up"], "up beside another")
+        .into_iter()
+        .chain(both(&["down"], "down beside another"))
+    {
         row.add("both", verdict);
     }
     for bed in &beds {
-        let mut verdict = Verdict { left: bed.left(), ..Verdict::default() };
+        let mut verdict = Verdict {
+            left: bed.left(),
+            ..Verdict::default()
+        };
         bed.after(Follow::Down, &mut verdict);
         row.add("afterwards", verdict);
     }
@@ -68,9 +103,20 @@ fn two_runs_of_different_clusters() {
 #[ignore = "needs the lab: make faults"]
 fn one_cluster_on_two_hosts() {
     let first = Bed::new("fhosts", "192.168.3.225");
-    let second = Bed::on("fhosts", "192.168.3.226", &variable("NODEGRAFT_LAB_URI2"), "kvmimage", state().join("second/pool"));
+    let second = Bed::on(
+        "fhosts",
+        "192.168.3.226",
+        &variable("NODEGRAFT_LAB_URI2"),
+        "kvmimage",
+        state().join("second/pool"),
+    );
     // The names would give both the same MAC, and these two hosts share a bridge.
-    second.edit(|spec| spec.replace("192.168.3.226/24", "192.168.3.226/24, mac: '52:54:00:03:02:26'"));
+    second.edit(|spec| {
+        spec.replace(
+            "192.168.3.226/24",
+            "192.168.3.226/24, mac: '52:54:00:03:02:26'",
+        )
+    });
     let mut row = Row::new("two hosts, one cluster");
     let mut verdict = Verdict::default();
     for bed in [&first, &second] {
@@ -80,7 +126,9 @@ fn one_cluster_on_two_hosts() {
     let (before, volumes) = (id(), virsh(&first.uri, &["vol-list", "kvmimage"]));
     second.after(Follow::Down, &mut verdict);
     if id() != before || virsh(&first.uri, &["vol-list", "kvmimage"]) != volumes {
-        verdict.touched.push("`down` on the second host changed the first".into());
+        verdict
+            .touched
+            .push("`down` on the second host changed the first".into());
     }
     verdict.expect("up again on the first host", &first.run(&["up"]), &[0]);
     first.after(Follow::Down, &mut verdict);

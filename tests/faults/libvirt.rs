@@ -5,9 +5,22 @@ use super::preload::{calls, fault};
 use super::{Row, places, up_through};
 
 /// `mode@n` for each n that is to be tried, named by the call that is there.
-fn faults(mode: &str, calls: &[String], sample: usize, shift: usize) -> Vec<(String, Vec<(&'static str, String)>)> {
-    let place = |n: usize| (format!("{n} {}", calls[n - 1]), fault(&format!("{mode}@{n}")));
-    places(calls.len(), sample, shift).into_iter().map(place).collect()
+fn faults(
+    mode: &str,
+    calls: &[String],
+    sample: usize,
+    shift: usize,
+) -> Vec<(String, Vec<(&'static str, String)>)> {
+    let place = |n: usize| {
+        (
+            format!("{n} {}", calls[n - 1]),
+            fault(&format!("{mode}@{n}")),
+        )
+    };
+    places(calls.len(), sample, shift)
+        .into_iter()
+        .map(place)
+        .collect()
 }
 
 fn every_call_of_up(mode: &str, cluster: &str, ip: &str, sample: usize, shift: usize) {
@@ -51,7 +64,12 @@ fn down_fails_at_a_call() {
     let bed = Bed::new("fdown", "192.168.3.214");
     let ready = || {
         let up = bed.run_with(&["up"], &fault("kill@virDomainResume:1"));
-        assert_eq!(up.code, Some(-9), "no call starts the domain: {}", up.stderr);
+        assert_eq!(
+            up.code,
+            Some(-9),
+            "no call starts the domain: {}",
+            up.stderr
+        );
     };
     ready();
     let calls = calls(&mut bed.command(&["down"], &[]));
@@ -61,9 +79,20 @@ fn down_fails_at_a_call() {
         for (index, (place, env)) in faults(mode, &calls, 4, shift).into_iter().enumerate() {
             ready();
             let mut verdict = Verdict::default();
-            verdict.expect("down with the fault", &bed.run_with(&["down"], &env), &[0, 4, 5, 6, -9]);
+            verdict.expect(
+                "down with the fault",
+                &bed.run_with(&["down"], &env),
+                &[0, 4, 5, 6, -9],
+            );
             // Booting what was to go is the rarer road, and the dearer one.
-            bed.after(if index % 4 == 3 { Follow::Up } else { Follow::Down }, &mut verdict);
+            bed.after(
+                if index % 4 == 3 {
+                    Follow::Up
+                } else {
+                    Follow::Down
+                },
+                &mut verdict,
+            );
             row.add(&place, verdict);
         }
         rows.push(row);
@@ -76,11 +105,22 @@ fn down_fails_at_a_call() {
 #[ignore = "needs the lab: make faults"]
 fn the_pool_is_full() {
     let target = crate::in_lab::state().join("fullpool");
-    let bed = Bed::on("ffull", "192.168.3.215", &super::bed::variable("NODEGRAFT_LAB_URI"), "fullpool", target.clone());
+    let bed = Bed::on(
+        "ffull",
+        "192.168.3.215",
+        &super::bed::variable("NODEGRAFT_LAB_URI"),
+        "fullpool",
+        target.clone(),
+    );
     bed.edit(|spec| spec.replace("boot: 2m", "boot: 20s"));
     let filler = target.join("filler").display().to_string();
     let mut row = Row::new("pool full");
-    let places = ["virStorageVolCreateXML:1", "virStorageVolCreateXML:2", "virStreamSend:1", "virDomainResume:1"];
+    let places = [
+        "virStorageVolCreateXML:1",
+        "virStorageVolCreateXML:2",
+        "virStreamSend:1",
+        "virDomainResume:1",
+    ];
     for (index, place) in places.into_iter().enumerate() {
         let mut env = fault(&format!("run@{place}"));
         // All that is free, but for a page or two.
@@ -94,7 +134,14 @@ fn the_pool_is_full() {
         let up = bed.run_with(&["up"], &env);
         verdict.expect("up into a full pool", &up, &[4, 5]);
         std::fs::remove_file(&filler).unwrap();
-        bed.after(if index % 2 == 0 { Follow::Up } else { Follow::Down }, &mut verdict);
+        bed.after(
+            if index % 2 == 0 {
+                Follow::Up
+            } else {
+                Follow::Down
+            },
+            &mut verdict,
+        );
         row.add(place, verdict);
     }
     row.end();

@@ -55,7 +55,14 @@ pub struct Row {
 
 impl Row {
     pub fn new(fault: impl Into<String>) -> Self {
-        Self { fault: fault.into(), tried: 0, reached: 0, left: 0, touched: 0, wrong: Vec::new() }
+        Self {
+            fault: fault.into(),
+            tried: 0,
+            reached: 0,
+            left: 0,
+            touched: 0,
+            wrong: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, place: &str, verdict: Verdict) {
@@ -63,7 +70,11 @@ impl Row {
         self.reached += usize::from(verdict.wrong.is_empty());
         self.left += usize::from(!verdict.left.is_empty());
         self.touched += usize::from(!verdict.touched.is_empty());
-        let all = verdict.wrong.iter().chain(verdict.left.iter()).chain(verdict.touched.iter());
+        let all = verdict
+            .wrong
+            .iter()
+            .chain(verdict.left.iter())
+            .chain(verdict.touched.iter());
         for what in all {
             eprintln!("[{}] {place}: {what}", self.fault);
             self.wrong.push(format!("{place}: {what}"));
@@ -78,23 +89,43 @@ impl Row {
     /// The same for several: one that failed does not keep the others out of the table.
     pub fn end_all(rows: Vec<Self>) {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults.tsv");
-        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
         let mut wrong = Vec::new();
         for row in rows {
             assert!(row.tried > 0, "{}: nothing was tried", row.fault);
             // One write: other tests append to it too.
-            let line = format!("{}\t{}\t{}\t{}\t{}\n", row.fault, row.tried, row.reached, row.left, row.touched);
+            let line = format!(
+                "{}\t{}\t{}\t{}\t{}\n",
+                row.fault, row.tried, row.reached, row.left, row.touched
+            );
             file.write_all(line.as_bytes()).unwrap();
-            wrong.extend(row.wrong.iter().map(|what| format!("{}: {what}", row.fault)));
+            wrong.extend(
+                row.wrong
+                    .iter()
+                    .map(|what| format!("{}: {what}", row.fault)),
+            );
         }
-        assert!(wrong.is_empty(), "{} things went wrong:\n{}", wrong.len(), wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} things went wrong:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
     }
 }
 
 /// Runs `up` through a fault at each place, and then the one half on to the goal and the other straight `down`.
 pub fn up_through(bed: &Bed, row: &mut Row, places: &[(String, Vec<(&'static str, String)>)]) {
     for (index, (place, env)) in places.iter().enumerate() {
-        let follow = if index % 2 == 0 { Follow::Up } else { Follow::Down };
+        let follow = if index % 2 == 0 {
+            Follow::Up
+        } else {
+            Follow::Down
+        };
         let verdict = bed.up_through(env, follow);
         row.add(place, verdict);
     }
@@ -109,7 +140,11 @@ fn a_sample_is_spread_and_always_the_same() {
     assert_eq!(places(120, 4, 1), [8, 38, 68, 98]);
     assert_eq!(places(3, 4, 2), [1, 2, 3]);
     for shift in 0..4 {
-        assert!(places(121, 6, shift).iter().all(|place| (1..=121).contains(place)));
+        assert!(
+            places(121, 6, shift)
+                .iter()
+                .all(|place| (1..=121).contains(place))
+        );
         assert_eq!(places(121, 6, shift).len(), 6);
     }
 }

@@ -15,18 +15,33 @@ fn every_packet(what: &str, bed: &Bed, wire: fn(u64) -> Wire, sample: usize, shi
     let total = {
         let proxy = SshProxy::before(&bed.ip, Wire::Whole);
         let up = bed.run(&["up"]);
-        assert_eq!(up.code, Some(0), "through a proxy that only counts: {}", up.stderr);
+        assert_eq!(
+            up.code,
+            Some(0),
+            "through a proxy that only counts: {}",
+            up.stderr
+        );
         proxy.packets()
     };
     assert!(total > 20, "only {total} packets went through the proxy");
     bed.after(Follow::Down, &mut Verdict::default());
-    for (index, place) in places(usize::try_from(total).unwrap(), sample, shift).into_iter().enumerate() {
+    for (index, place) in places(usize::try_from(total).unwrap(), sample, shift)
+        .into_iter()
+        .enumerate()
+    {
         let mut verdict = Verdict::default();
         let proxy = SshProxy::before(&bed.ip, wire(place as u64));
         let up = bed.run(&["up"]);
         verdict.expect("up with the fault", &up, &[0, 5]);
         drop(proxy);
-        bed.after(if index % 2 == 0 { Follow::Up } else { Follow::Down }, &mut verdict);
+        bed.after(
+            if index % 2 == 0 {
+                Follow::Up
+            } else {
+                Follow::Down
+            },
+            &mut verdict,
+        );
         row.add(&format!("packet {place} of {total}"), verdict);
     }
     row.end();

@@ -43,7 +43,11 @@ impl SshProxy {
     /// Stands before the guest at `ip` from its first answer on, until dropped. Not sooner: an address at which something
     /// listens is not free.
     pub fn before(ip: &str, wire: Wire) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = runtime.block_on(TcpListener::bind("0.0.0.0:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         let packets = Arc::new(AtomicU64::new(0));
@@ -54,11 +58,17 @@ impl SshProxy {
                 tokio::spawn(carry(client, guest, wire, Arc::clone(&counter)));
             }
         });
-        let rule = format!("OUTPUT -p tcp -d {ip} --dport 22 ! -s {SOURCE} -j REDIRECT --to-ports {port}");
+        let rule =
+            format!("OUTPUT -p tcp -d {ip} --dport 22 ! -s {SOURCE} -j REDIRECT --to-ports {port}");
         let rule: Vec<String> = rule.split(' ').map(str::to_owned).collect();
         let stands = Arc::new(Mutex::new(Some(false)));
         runtime.spawn(stand(guest, rule.clone(), Arc::clone(&stands)));
-        Self { packets, rule, stands, _runtime: runtime }
+        Self {
+            packets,
+            rule,
+            stands,
+            _runtime: runtime,
+        }
     }
 
     /// How many packets passed, both ways together.
@@ -90,31 +100,54 @@ async fn stand(guest: SocketAddr, rule: Vec<String>, stands: Arc<Mutex<Option<bo
 async fn reach(guest: SocketAddr, deadline: Duration) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{SOURCE}:0").parse().unwrap()).unwrap();
-    tokio::time::timeout(deadline, socket.connect(guest)).await.ok()?.ok()
+    tokio::time::timeout(deadline, socket.connect(guest))
+        .await
+        .ok()?
+        .ok()
 }
 
 fn iptables(action: &str, rule: &[String]) {
-    let output = Command::new("iptables").args(["-w", "-t", "nat", action]).args(rule).output().unwrap();
-    assert!(output.status.success(), "iptables {action} {rule:?}: {}", text(&output));
+    let output = Command::new("iptables")
+        .args(["-w", "-t", "nat", action])
+        .args(rule)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "iptables {action} {rule:?}: {}",
+        text(&output)
+    );
 }
 
 async fn carry(client: TcpStream, guest: SocketAddr, wire: Wire, packets: Arc<AtomicU64>) {
     // The guest is gone again: so is the client's connection.
-    let Some(server) = reach(guest, Duration::from_secs(3)).await else { return };
+    let Some(server) = reach(guest, Duration::from_secs(3)).await else {
+        return;
+    };
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let end = Arc::new(Notify::new());
-    let one_way = |from, to| tokio::spawn(pass(from, to, wire, Arc::clone(&packets), Arc::clone(&end)));
-    let ways = [one_way(from_client, to_server), one_way(from_server, to_client)];
+    let one_way =
+        |from, to| tokio::spawn(pass(from, to, wire, Arc::clone(&packets), Arc::clone(&end)));
+    let ways = [
+        one_way(from_client, to_server),
+        one_way(from_server, to_client),
+    ];
     for way in ways {
         let _ = way.await;
     }
 }
 
 /// One direction. Both end as soon as one does, except that one end's last words are carried.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, wire: Wire, packets: Arc<AtomicU64>, end: Arc<Notify>) {
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    wire: Wire,
+    packets: Arc<AtomicU64>,
+    end: Arc<Notify>,
+) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = tokio::select! {

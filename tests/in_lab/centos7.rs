@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use nodegraft::plan::Plan;
-use nodegraft::spec::Spec;
-use nodegraft::template::Templates;
+use nodegraft::core::plan::Plan;
+use nodegraft::core::spec::Spec;
+use nodegraft::core::template::Templates;
 
 use super::{must, text};
 
@@ -64,11 +64,17 @@ const RECORDED: [&str; 14] = [
 
 /// Copies a program and the libraries it is linked with.
 fn install(root: &Path, program: &str) {
-    let found = Command::new("sh").args(["-c", &format!("readlink -f \"$(command -v {program})\"")]).output().unwrap();
+    let found = Command::new("sh")
+        .args(["-c", &format!("readlink -f \"$(command -v {program})\"")])
+        .output()
+        .unwrap();
     let path = String::from_utf8(found.stdout).unwrap().trim().to_owned();
     fs::copy(&path, root.join("bin").join(program)).unwrap();
     let libraries = text(&Command::new("ldd").arg(&path).output().unwrap());
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+    for library in libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
         let to = root.join(library.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(library, to).unwrap();
@@ -76,7 +82,14 @@ fn install(root: &Path, program: &str) {
 }
 
 /// A root tree for `chroot`: programs with their libraries, recorders in the place of others, and text files.
-pub fn root_tree(root: &Path, dirs: &[&str], programs: &[&str], recorded: &[&str], recorder: &str, files: &[(&str, &str)]) {
+pub fn root_tree(
+    root: &Path,
+    dirs: &[&str],
+    programs: &[&str],
+    recorded: &[&str],
+    recorder: &str,
+    files: &[(&str, &str)],
+) {
     for dir in dirs {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
@@ -88,7 +101,17 @@ pub fn root_tree(root: &Path, dirs: &[&str], programs: &[&str], recorded: &[&str
         fs::write(&path, recorder).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    must("mknod", &["-m", "666", root.join("dev/null").to_str().unwrap(), "c", "1", "3"]);
+    must(
+        "mknod",
+        &[
+            "-m",
+            "666",
+            root.join("dev/null").to_str().unwrap(),
+            "c",
+            "1",
+            "3",
+        ],
+    );
     for (path, content) in files {
         fs::write(root.join(path), content).unwrap();
     }
@@ -112,16 +135,27 @@ const DIRS: [&str; 14] = [
 ];
 
 const FILES: [(&str, &str); 4] = [
-    ("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n"),
+    (
+        "etc/selinux/config",
+        "SELINUX=enforcing\nSELINUXTYPE=targeted\n",
+    ),
     ("etc/ssh/sshd_config", "Port 22\n#UseDNS yes\nUsePAM yes\n"),
     ("etc/yum.repos.d/CentOS-Base.repo", "[base]\noriginal\n"),
-    ("etc/fstab", "/dev/vda1 / xfs defaults 0 0\n/dev/vda2 swap swap defaults 0 0\n"),
+    (
+        "etc/fstab",
+        "/dev/vda1 / xfs defaults 0 0\n/dev/vda2 swap swap defaults 0 0\n",
+    ),
 ];
 
 fn plan() -> Plan {
     let spec = "version: 1\ncluster: {name: seed, kubeconfig: k}\ndefaults: {template: CentOS7.6.1810.x86_64.qcow2, profile: centos7-docker, gateway: 192.168.3.1}\n\
                 nodes:\n  - {name: 192.168.3.104, address: 192.168.3.104/24, kubelet: {version: 1.18.3, package: kubelet-1.18.3}}\n";
-    Plan::new(&Spec::parse(spec, "seed.yaml").unwrap(), Templates::built_in(), &[]).unwrap()
+    Plan::new(
+        &Spec::parse(spec, "seed.yaml").unwrap(),
+        Templates::built_in(),
+        &[],
+    )
+    .unwrap()
 }
 
 #[test]
@@ -129,22 +163,55 @@ fn plan() -> Plan {
 fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    root_tree(root, &DIRS, &["bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "chmod", "sha256sum"], &RECORDED, RECORDER, &FILES);
+    root_tree(
+        root,
+        &DIRS,
+        &[
+            "bash",
+            "sed",
+            "grep",
+            "cat",
+            "mkdir",
+            "mv",
+            "rm",
+            "chmod",
+            "sha256sum",
+        ],
+        &RECORDED,
+        RECORDER,
+        &FILES,
+    );
     let kubelet = root.join("usr/bin/kubelet");
     fs::write(&kubelet, "#!/bin/bash\necho Kubernetes v1.18.3\n").unwrap();
     fs::set_permissions(&kubelet, fs::Permissions::from_mode(0o755)).unwrap();
     let plan = plan();
     let steps = &plan.nodes[0].steps;
-    assert_eq!(steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["init", "docker", "kubelet"]);
-    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert_eq!(
+        steps
+            .iter()
+            .map(|step| step.name.as_str())
+            .collect::<Vec<_>>(),
+        ["init", "docker", "kubelet"]
+    );
+    let read = |path: &str| {
+        fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
     let mut calls = Vec::new();
     for round in 1..=2 {
         fs::write(root.join("calls"), "").unwrap();
         for step in steps {
             fs::write(root.join("tmp/step.sh"), &step.script).unwrap();
-            let output =
-                Command::new("chroot").arg(root).args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"]).output().unwrap();
-            assert!(output.status.success(), "run {round} of {}: {}", step.name, text(&output));
+            let output = Command::new("chroot")
+                .arg(root)
+                .args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"])
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "run {round} of {}: {}",
+                step.name,
+                text(&output)
+            );
         }
         calls.push(read("calls"));
         assert_tree(&read);
@@ -180,22 +247,50 @@ fn the_seeds_scripts_do_what_the_seed_does_and_may_run_twice() {
     ];
     let mut rest = first.iter();
     for call in wanted {
-        assert!(rest.any(|line| *line == call), "`{call}` is missing, or out of order, in:\n{}", calls[0]);
+        assert!(
+            rest.any(|line| *line == call),
+            "`{call}` is missing, or out of order, in:\n{}",
+            calls[0]
+        );
     }
-    assert!(!calls[1].contains("ntpdate ntp1"), "with ntpd up, ntpdate would fail");
-    assert!(!calls[1].contains("/opt/rpms"), "what is installed is not installed again");
+    assert!(
+        !calls[1].contains("ntpdate ntp1"),
+        "with ntpd up, ntpdate would fail"
+    );
+    assert!(
+        !calls[1].contains("/opt/rpms"),
+        "what is installed is not installed again"
+    );
     // What is there counts, and not what was asked for.
     fs::write(&kubelet, "#!/bin/bash\necho Kubernetes v1.19.0\n").unwrap();
     fs::write(root.join("tmp/step.sh"), &steps[2].script).unwrap();
-    let other = Command::new("chroot").arg(root).args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"]).output().unwrap();
+    let other = Command::new("chroot")
+        .arg(root)
+        .args(["/bin/bash", "-c", "PATH=/bin exec /bin/bash /tmp/step.sh"])
+        .output()
+        .unwrap();
     assert!(!other.status.success());
-    assert!(text(&other).contains("wants kubelet 1.18.3, and /usr/bin/kubelet is: Kubernetes v1.19.0"), "{}", text(&other));
+    assert!(
+        text(&other).contains("wants kubelet 1.18.3, and /usr/bin/kubelet is: Kubernetes v1.19.0"),
+        "{}",
+        text(&other)
+    );
 }
 
 fn assert_tree(read: &impl Fn(&str) -> String) {
-    assert_eq!(read("etc/selinux/config"), "SELINUX=disabled\nSELINUXTYPE=targeted\n");
-    assert_eq!(read("etc/ssh/sshd_config"), "Port 22\nUseDNS no\nUsePAM yes\n");
-    assert_eq!(read("etc/yum.repos.d/CentOS-Base.repo.backup"), "[base]\noriginal\n", "the original is kept, after a second run too");
+    assert_eq!(
+        read("etc/selinux/config"),
+        "SELINUX=disabled\nSELINUXTYPE=targeted\n"
+    );
+    assert_eq!(
+        read("etc/ssh/sshd_config"),
+        "Port 22\nUseDNS no\nUsePAM yes\n"
+    );
+    assert_eq!(
+        read("etc/yum.repos.d/CentOS-Base.repo.backup"),
+        "[base]\noriginal\n",
+        "the original is kept, after a second run too"
+    );
     assert!(read("etc/yum.repos.d/CentOS-Base.repo").contains("Centos-7.repo"));
     assert_eq!(
         read("etc/ntp.conf"),
@@ -206,7 +301,10 @@ fn assert_tree(read: &impl Fn(&str) -> String) {
         read("etc/sysctl.d/k8s.conf"),
         "net.ipv4.ip_forward = 1\nnet.bridge.bridge-nf-call-ip6tables = 1\nnet.bridge.bridge-nf-call-iptables = 1\n"
     );
-    assert_eq!(read("etc/fstab").matches("# off for the kubelet: ").count(), 1);
+    assert_eq!(
+        read("etc/fstab").matches("# off for the kubelet: ").count(),
+        1
+    );
     let daemon: serde_json::Value = serde_json::from_str(&read("etc/docker/daemon.json")).unwrap();
     assert_eq!(
         daemon,
@@ -216,14 +314,20 @@ fn assert_tree(read: &impl Fn(&str) -> String) {
         read("etc/yum.repos.d/kubernetes.repo"),
         "[kubernetes]\nname=Kubernetes\nbaseurl=https://mirrors.aliyun.com/kubernetes/yum/repos/kubernetes-el7-x86_64/\nenabled=1\ngpgcheck=0\nexclude=kubelet\n"
     );
-    assert_kubelet(&read("var/lib/kubelet/config.yaml"), &read("etc/systemd/system/kubelet.service.d/10-nodegraft.conf"));
+    assert_kubelet(
+        &read("var/lib/kubelet/config.yaml"),
+        &read("etc/systemd/system/kubelet.service.d/10-nodegraft.conf"),
+    );
 }
 
 /// The seed's config.yaml, key by key, and its flags.
 fn assert_kubelet(config: &str, unit: &str) {
     let config: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(config).unwrap();
     let mut wanted = BTreeMap::from([
-        ("apiVersion".to_owned(), serde_json::json!("kubelet.config.k8s.io/v1beta1")),
+        (
+            "apiVersion".to_owned(),
+            serde_json::json!("kubelet.config.k8s.io/v1beta1"),
+        ),
         ("kind".to_owned(), serde_json::json!("KubeletConfiguration")),
         (
             "authentication".to_owned(),
@@ -234,11 +338,20 @@ fn assert_kubelet(config: &str, unit: &str) {
             serde_json::json!({"mode": "Webhook", "webhook": {"cacheAuthorizedTTL": "0s", "cacheUnauthorizedTTL": "0s"}}),
         ),
         ("clusterDNS".to_owned(), serde_json::json!(["10.96.0.10"])),
-        ("clusterDomain".to_owned(), serde_json::json!("cluster.local")),
-        ("healthzBindAddress".to_owned(), serde_json::json!("127.0.0.1")),
+        (
+            "clusterDomain".to_owned(),
+            serde_json::json!("cluster.local"),
+        ),
+        (
+            "healthzBindAddress".to_owned(),
+            serde_json::json!("127.0.0.1"),
+        ),
         ("healthzPort".to_owned(), serde_json::json!(10248)),
         ("rotateCertificates".to_owned(), serde_json::json!(true)),
-        ("staticPodPath".to_owned(), serde_json::json!("/etc/kubernetes/manifests")),
+        (
+            "staticPodPath".to_owned(),
+            serde_json::json!("/etc/kubernetes/manifests"),
+        ),
     ]);
     for zero in [
         "cpuManagerReconcilePeriod",

@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use nodegraft::plan::{HostKey, Plan};
-use nodegraft::spec::Spec;
-use nodegraft::template::Templates;
+use nodegraft::core::plan::{HostKey, Plan};
+use nodegraft::core::spec::Spec;
+use nodegraft::core::template::Templates;
 
 use super::centos7::root_tree;
 use super::{OLD, World, text, virsh};
@@ -26,33 +26,92 @@ fn each_network_system_takes_its_own_file() {
     let world = World::new("networks", OLD, &nodes, machines_only);
     let uri = std::env::var("NODEGRAFT_LAB_URI").unwrap();
     let template = virsh(&["vol-path", "--pool", "kvmimage", "debian12-networkd.qcow2"]);
-    let digest = || text(&Command::new("sha256sum").arg(template.trim()).output().unwrap());
+    let digest = || {
+        text(
+            &Command::new("sha256sum")
+                .arg(template.trim())
+                .output()
+                .unwrap(),
+        )
+    };
     let before = digest();
-    let prepare = ["image", "prepare", "debian12-networkd.qcow2", "--uri", &uri, "--pool", "kvmimage"];
+    let prepare = [
+        "image",
+        "prepare",
+        "debian12-networkd.qcow2",
+        "--uri",
+        &uri,
+        "--pool",
+        "kvmimage",
+    ];
     // A run that was killed with its working volume made: the next one takes over what its claim lists.
-    let killed = world.run_with(&prepare, &crate::faults::preload::fault("kill@virStorageVolLookupByName:3"));
+    let killed = world.run_with(
+        &prepare,
+        &crate::faults::preload::fault("kill@virStorageVolLookupByName:3"),
+    );
     assert_eq!(killed.code, -1, "{}", killed.stderr);
-    assert!(virsh(&["vol-list", "kvmimage"]).contains("nodegraft.image.prepare."), "it was killed too soon");
+    assert!(
+        virsh(&["vol-list", "kvmimage"]).contains("nodegraft.image.prepare."),
+        "it was killed too soon"
+    );
     let prepared = world.run(&prepare);
-    assert_eq!((prepared.code, prepared.stdout.as_str()), (0, "debian12-networkd.firstboot.qcow2\n"), "{}", prepared.stderr);
+    assert_eq!(
+        (prepared.code, prepared.stdout.as_str()),
+        (0, "debian12-networkd.firstboot.qcow2\n"),
+        "{}",
+        prepared.stderr
+    );
     assert_eq!(digest(), before, "the template was changed");
     let volumes = virsh(&["vol-list", "kvmimage"]);
-    assert!(!volumes.contains("nodegraft.image.prepare."), "the working volume is left: {volumes}");
-    assert!(!virsh(&["list", "--all", "--name"]).contains("nodegraft-prepare-"), "its claim is left");
+    assert!(
+        !volumes.contains("nodegraft.image.prepare."),
+        "the working volume is left: {volumes}"
+    );
+    assert!(
+        !virsh(&["list", "--all", "--name"]).contains("nodegraft-prepare-"),
+        "its claim is left"
+    );
     let again = world.run(&prepare);
     assert_eq!(again.code, 4);
-    assert!(again.stderr.contains("has a volume debian12-networkd.firstboot.qcow2 already"), "{}", again.stderr);
+    assert!(
+        again
+            .stderr
+            .contains("has a volume debian12-networkd.firstboot.qcow2 already"),
+        "{}",
+        again.stderr
+    );
 
     // In software emulation several at once take longer than one after the other.
     assert_eq!(world.run(&["up", "--parallel", "1"]).code, 0);
     let mut ids = std::collections::BTreeSet::new();
     for (node, ip, file, more) in [
-        ("by-netplan", "192.168.3.155", "/etc/netplan/60-nodegraft.yaml", "mtu 1400"),
-        ("by-nm", "192.168.3.156", "/etc/NetworkManager/system-connections/nodegraft.nmconnection", "search lab.test"),
-        ("by-networkd", "192.168.3.157", "/etc/systemd/network/05-nodegraft.network", "mtu 1500"),
+        (
+            "by-netplan",
+            "192.168.3.155",
+            "/etc/netplan/60-nodegraft.yaml",
+            "mtu 1400",
+        ),
+        (
+            "by-nm",
+            "192.168.3.156",
+            "/etc/NetworkManager/system-connections/nodegraft.nmconnection",
+            "search lab.test",
+        ),
+        (
+            "by-networkd",
+            "192.168.3.157",
+            "/etc/systemd/network/05-nodegraft.network",
+            "mtu 1500",
+        ),
     ] {
         let xml = virsh(&["dumpxml", node]);
-        let mac = xml.split("<mac address='").nth(1).unwrap().split('\'').next().unwrap();
+        let mac = xml
+            .split("<mac address='")
+            .nth(1)
+            .unwrap()
+            .split('\'')
+            .next()
+            .unwrap();
         // All in one: each login costs seconds in software emulation. A second start is the next boot.
         let look = format!(
             "hostname; command -v cloud-init; cat /etc/machine-id; \
@@ -63,32 +122,72 @@ fn each_network_system_takes_its_own_file() {
         );
         let found = world.guest(ip, &look);
         let lines: Vec<&str> = found.lines().collect();
-        assert_eq!((lines[0], lines[1].len()), (node, 32), "name, no cloud-init, machine-id: {found}");
+        assert_eq!(
+            (lines[0], lines[1].len()),
+            (node, 32),
+            "name, no cloud-init, machine-id: {found}"
+        );
         ids.insert(lines[1].to_owned());
-        for words in [&format!("inet {ip}/24"), "default via 192.168.3.1", "nameserver 192.168.3.1", "127.0.0.1 localhost", more] {
-            assert!(found.contains(words), "{node}: `{words}` is not in:\n{found}");
+        for words in [
+            &format!("inet {ip}/24"),
+            "default via 192.168.3.1",
+            "nameserver 192.168.3.1",
+            "127.0.0.1 localhost",
+            more,
+        ] {
+            assert!(
+                found.contains(words),
+                "{node}: `{words}` is not in:\n{found}"
+            );
         }
         assert!(
-            lines.contains(&file) && lines.iter().filter(|line| line.contains("nodegraft") && line.starts_with("/etc/")).count() <= 1,
+            lines.contains(&file)
+                && lines
+                    .iter()
+                    .filter(|line| line.contains("nodegraft") && line.starts_with("/etc/"))
+                    .count()
+                    <= 1,
             "{node}: {found}"
         );
-        let keys: Vec<_> = lines.iter().filter(|line| line.starts_with("ssh-")).collect();
-        assert!(keys.len() == 1 && xml.contains(keys[0].split_whitespace().nth(1).unwrap()), "{node}: {found}");
-        let root: u64 = found.lines().find_map(|line| line.strip_prefix("root ")?.trim().parse().ok()).unwrap();
-        assert!(root > 7 << 30, "{node}: the root file system has {root} bytes of an 8 GiB disk");
-        assert!(found.trim().ends_with("done at an earlier boot"), "{node}: {found}");
+        let keys: Vec<_> = lines
+            .iter()
+            .filter(|line| line.starts_with("ssh-"))
+            .collect();
+        assert!(
+            keys.len() == 1 && xml.contains(keys[0].split_whitespace().nth(1).unwrap()),
+            "{node}: {found}"
+        );
+        let root: u64 = found
+            .lines()
+            .find_map(|line| line.strip_prefix("root ")?.trim().parse().ok())
+            .unwrap();
+        assert!(
+            root > 7 << 30,
+            "{node}: the root file system has {root} bytes of an 8 GiB disk"
+        );
+        assert!(
+            found.trim().ends_with("done at an earlier boot"),
+            "{node}: {found}"
+        );
     }
     assert_eq!(ids.len(), 3, "clones share a machine-id");
     assert_eq!(world.run(&["down"]).code, 0);
     world.assert_nothing_left();
-    virsh(&["vol-delete", "--pool", "kvmimage", "debian12-networkd.firstboot.qcow2"]);
+    virsh(&[
+        "vol-delete",
+        "--pool",
+        "kvmimage",
+        "debian12-networkd.firstboot.qcow2",
+    ]);
 }
 
 /// A spec of machines that join nothing and run no steps.
 fn machines_only(spec: String) -> String {
     let (head, rest) = spec.split_once("  kubelet:\n").unwrap();
     let nodes = rest.split_once("nodes:").unwrap().1;
-    format!("{head}nodes:{nodes}").replace("  profile: debian-docker\n", "").replace("cluster:\n", "cluster:\n  join: false\n")
+    format!("{head}nodes:{nodes}")
+        .replace("  profile: debian-docker\n", "")
+        .replace("cluster:\n", "cluster:\n  join: false\n")
 }
 
 /// Stands for what a tree has no kernel for; told apart by its name.
@@ -137,8 +236,10 @@ const DIRS: [&str; 10] = [
     "var/lib",
 ];
 
-const PROGRAMS: [&str; 17] =
-    ["bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "cp", "chmod", "chown", "touch", "cut", "tr", "head", "id", "getent", "readlink"];
+const PROGRAMS: [&str; 17] = [
+    "bash", "sed", "grep", "cat", "mkdir", "mv", "rm", "cp", "chmod", "chown", "touch", "cut",
+    "tr", "head", "id", "getent", "readlink",
+];
 
 const FILES: [(&str, &str); 9] = [
     ("dev/disk/by-label/CIDATA", ""),
@@ -149,21 +250,32 @@ const FILES: [(&str, &str); 9] = [
     ("etc/machine-id", "00000000000000000000000000000000\n"),
     ("etc/ssh/ssh_host_rsa_key", "of the template\n"),
     ("etc/sysconfig/network-scripts/ifcfg-lo", "DEVICE=lo\n"),
-    ("etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n"),
+    (
+        "etc/sysconfig/network-scripts/ifcfg-eth0",
+        "DEVICE=eth0\nBOOTPROTO=dhcp\n",
+    ),
 ];
 
 /// The devices of a CentOS 7 guest: what `root_tree` cannot lay out as text.
 fn devices(root: &Path) {
     symlink("bash", root.join("bin/sh")).unwrap();
     // Two interfaces, of which the second has the MAC; a root on LVM in the second partition.
-    for (name, mac) in [("docker0", "02:42:ac:11:00:02"), ("ens3", "52:54:00:00:00:01"), ("eth0", MAC)] {
+    for (name, mac) in [
+        ("docker0", "02:42:ac:11:00:02"),
+        ("ens3", "52:54:00:00:00:01"),
+        ("eth0", MAC),
+    ] {
         let dir = root.join("sys/devices").join(name);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("address"), format!("{mac}\n")).unwrap();
         if name != "docker0" {
             fs::create_dir(dir.join("device")).unwrap();
         }
-        symlink(format!("../../devices/{name}"), root.join("sys/class/net").join(name)).unwrap();
+        symlink(
+            format!("../../devices/{name}"),
+            root.join("sys/class/net").join(name),
+        )
+        .unwrap();
     }
     fs::create_dir_all(root.join("sys/devices/vda/vda2")).unwrap();
     fs::write(root.join("sys/devices/vda/vda2/partition"), "2\n").unwrap();
@@ -178,8 +290,16 @@ fn seed(root: &Path, user: &str, key: &str) {
         "version: 1\ncluster: {{name: seed, join: false}}\nssh: {{user: {user}}}\ndefaults: {{template: CentOS7.6.1810.x86_64.qcow2, first_boot: inject, gateway: 192.168.3.1, dns: [223.5.5.5]}}\n\
          nodes:\n  - {{name: 192.168.3.104, address: 192.168.3.104/24, mac: '{MAC}'}}\n"
     );
-    let plan = Plan::new(&Spec::parse(&spec, "seed.yaml").unwrap(), Templates::built_in(), &[]).unwrap();
-    let host_key = HostKey { public: format!("ssh-ed25519 {key} host"), private: Some(format!("PRIVATE {key}\n")) };
+    let plan = Plan::new(
+        &Spec::parse(&spec, "seed.yaml").unwrap(),
+        Templates::built_in(),
+        &[],
+    )
+    .unwrap();
+    let host_key = HostKey {
+        public: format!("ssh-ed25519 {key} host"),
+        private: Some(format!("PRIVATE {key}\n")),
+    };
     let files = plan
         .seed_files(
             &plan.nodes[0],
@@ -203,19 +323,34 @@ fn a_centos_7_tree_gets_the_seeds_ifcfg() {
     root_tree(root, &DIRS, &PROGRAMS, &RECORDED, RECORDER, &FILES);
     devices(root);
     seed(root, "root", "FIRST");
-    for (path, script, _) in nodegraft::first_boot::unit(&Templates::built_in()).unwrap().files {
+    for (path, script, _) in nodegraft::core::first_boot::unit(&Templates::built_in())
+        .unwrap()
+        .files
+    {
         let path = root.join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, script).unwrap();
     }
     let boot = || {
         fs::write(root.join("calls"), "").unwrap();
-        let output =
-            Command::new("chroot").arg(root).args(["/bin/sh", "-c", "PATH=/bin exec sh /usr/lib/nodegraft/firstboot.sh"]).output().unwrap();
+        let output = Command::new("chroot")
+            .arg(root)
+            .args([
+                "/bin/sh",
+                "-c",
+                "PATH=/bin exec sh /usr/lib/nodegraft/firstboot.sh",
+            ])
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        (text(&output), fs::read_to_string(root.join("calls")).unwrap())
+        (
+            text(&output),
+            fs::read_to_string(root.join("calls")).unwrap(),
+        )
     };
-    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let read = |path: &str| {
+        fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
     let (said, calls) = boot();
     // As the seed's create_vm.sh shows it, to the letter.
     let ifcfg = "NAME=eth0\nDEVICE=eth0\nONBOOT=yes\nTYPE=Ethernet\nBOOTPROTO=none\nIPADDR=192.168.3.104\nNETMASK=255.255.255.0\nGATEWAY=192.168.3.1\nDNS1=223.5.5.5\n";
@@ -225,11 +360,28 @@ fn a_centos_7_tree_gets_the_seeds_ifcfg() {
     assert!(read("etc/hosts").contains("127.0.1.1 node-192-168-3-104\n"));
     assert_eq!(read("etc/machine-id").trim().len(), 32);
     assert_ne!(read("etc/machine-id").trim(), "0".repeat(32));
-    assert_eq!(read("root/.ssh/authorized_keys"), "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n");
+    assert_eq!(
+        read("root/.ssh/authorized_keys"),
+        "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n"
+    );
     assert_eq!(read("etc/ssh/ssh_host_ed25519_key"), "PRIVATE FIRST\n");
-    assert!(!root.join("etc/ssh/ssh_host_rsa_key").exists(), "clones would share the template's host key");
-    let mode = |path: &str| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(root.join(path)).unwrap().permissions()) & 0o777;
-    assert_eq!((mode("etc/ssh/ssh_host_ed25519_key"), mode("root/.ssh"), mode("root/.ssh/authorized_keys")), (0o600, 0o700, 0o600));
+    assert!(
+        !root.join("etc/ssh/ssh_host_rsa_key").exists(),
+        "clones would share the template's host key"
+    );
+    let mode = |path: &str| {
+        std::os::unix::fs::PermissionsExt::mode(
+            &fs::metadata(root.join(path)).unwrap().permissions(),
+        ) & 0o777
+    };
+    assert_eq!(
+        (
+            mode("etc/ssh/ssh_host_ed25519_key"),
+            mode("root/.ssh"),
+            mode("root/.ssh/authorized_keys")
+        ),
+        (0o600, 0o700, 0o600)
+    );
     let mut rest = calls.lines();
     for call in [
         "growpart /dev/vda 2",
@@ -238,18 +390,30 @@ fn a_centos_7_tree_gets_the_seeds_ifcfg() {
         "xfs_growfs /",
         "umount /run/nodegraft/seed",
     ] {
-        assert!(rest.any(|line| line == call), "`{call}` is missing, or out of order, in:\n{calls}");
+        assert!(
+            rest.any(|line| line == call),
+            "`{call}` is missing, or out of order, in:\n{calls}"
+        );
     }
 
     let (said, calls) = boot();
-    assert!(said.contains("done at an earlier boot") && !calls.contains("growpart"), "{said}{calls}");
+    assert!(
+        said.contains("done at an earlier boot") && !calls.contains("growpart"),
+        "{said}{calls}"
+    );
     // A clone of this very disk is another instance, here with a login user of its own.
     seed(root, "centos", "SECOND");
     let (said, _) = boot();
-    assert!(said.contains("wrote /etc/ssh/ssh_host_ed25519_key"), "{said}");
+    assert!(
+        said.contains("wrote /etc/ssh/ssh_host_ed25519_key"),
+        "{said}"
+    );
     assert_eq!(read("etc/ssh/ssh_host_ed25519_key"), "PRIVATE SECOND\n");
     assert_eq!(read("home/centos/.ssh/authorized_keys").lines().count(), 2);
-    assert_eq!(read("etc/sudoers.d/nodegraft"), "centos ALL=(ALL) NOPASSWD:ALL\n");
+    assert_eq!(
+        read("etc/sudoers.d/nodegraft"),
+        "centos ALL=(ALL) NOPASSWD:ALL\n"
+    );
     // No volume, nothing to do: the image boots elsewhere, too.
     fs::remove_file(root.join("dev/disk/by-label/CIDATA")).unwrap();
     assert!(boot().0.contains("nothing to do"));

@@ -11,15 +11,41 @@ use super::{NEW, World, eventually, must, virsh};
 #[ignore = "needs the lab: make test"]
 fn a_guest_that_never_answers() {
     let _bridge = Bridge::new("br9");
-    let world = World::new("silent", NEW, &["{name: silent, address: 192.168.3.130/24}"], |spec| {
-        spec.replace("bridge: br0", "bridge: br9").replace("boot: 10m", "boot: 25s")
-    });
+    let world = World::new(
+        "silent",
+        NEW,
+        &["{name: silent, address: 192.168.3.130/24}"],
+        |spec| {
+            spec.replace("bridge: br0", "bridge: br9")
+                .replace("boot: 10m", "boot: 25s")
+        },
+    );
     let up = world.run(&["up", "--on-failure", "undo"]);
     assert_eq!(up.code, 5);
-    assert!(up.stderr.contains("no SSH at 192.168.3.130 within 25 s"), "{}", up.stderr);
-    let shown = up.stderr.split("the serial console's last lines:").nth(1).expect("the console is shown");
-    assert!(shown.lines().take(8).filter(|line| !line.trim().is_empty()).count() >= 3, "{shown}");
-    assert!(fs::read_to_string(world.dir.path().join("state/silent/silent/console.log")).unwrap().contains("Linux version"));
+    assert!(
+        up.stderr.contains("no SSH at 192.168.3.130 within 25 s"),
+        "{}",
+        up.stderr
+    );
+    let shown = up
+        .stderr
+        .split("the serial console's last lines:")
+        .nth(1)
+        .expect("the console is shown");
+    assert!(
+        shown
+            .lines()
+            .take(8)
+            .filter(|line| !line.trim().is_empty())
+            .count()
+            >= 3,
+        "{shown}"
+    );
+    assert!(
+        fs::read_to_string(world.dir.path().join("state/silent/silent/console.log"))
+            .unwrap()
+            .contains("Linux version")
+    );
     assert!(!virsh(&["list", "--all", "--name"]).contains("silent"));
     assert!(!virsh(&["vol-list", "kvmimage"]).contains("nodegraft.silent."));
     world.run(&["down"]);
@@ -47,14 +73,27 @@ impl Drop for Bridge {
 #[test]
 #[ignore = "needs the lab: make test"]
 fn an_interrupted_run_can_be_taken_down() {
-    let world = World::new("stopped", NEW, &["{name: stopped, address: 192.168.3.131/24}"], |spec| spec);
+    let world = World::new(
+        "stopped",
+        NEW,
+        &["{name: stopped, address: 192.168.3.131/24}"],
+        |spec| spec,
+    );
     let up = world.start(&["up"]);
-    eventually(Duration::from_secs(90), "the domain to run", || virsh(&["list", "--name"]).lines().any(|line| line.trim() == "stopped"));
+    eventually(Duration::from_secs(90), "the domain to run", || {
+        virsh(&["list", "--name"])
+            .lines()
+            .any(|line| line.trim() == "stopped")
+    });
     must("kill", &["-INT", &up.id().to_string()]);
     let begun = Instant::now();
     let up = world.end(up);
     assert_eq!(up.code, 130, "{}", up.stderr);
-    assert!(begun.elapsed() < Duration::from_secs(20), "it took {} s to stop", begun.elapsed().as_secs());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "it took {} s to stop",
+        begun.elapsed().as_secs()
+    );
     // A run that is killed outright, between any two calls, leaves no more than this.
     let again = world.start(&["up"]);
     std::thread::sleep(Duration::from_secs(4));
@@ -69,36 +108,86 @@ fn an_interrupted_run_can_be_taken_down() {
 #[test]
 #[ignore = "needs the lab: make test"]
 fn troubles_of_one_guest() {
-    let world = World::new("troubles", NEW, &["{name: troubles, address: 192.168.3.132/24}"], |spec| {
-        let (head, rest) = spec.split_once("  kubelet:\n").unwrap();
-        let nodes = rest.split_once("nodes:").unwrap().1;
-        format!("{head}nodes:{nodes}").replace("profile: debian-containerd", "profile: tiny").replace("join: 10m", "join: 20s, step: 8s")
-    });
-    world.template("tiny/profile.yaml", "description: nothing but a stand-in\nruntime: containerd\nsteps: [work]\n");
-    world.template("tiny/work.sh", "echo the step begins\nsleep 3600\n");
+    let world = World::new(
+        "troubles",
+        NEW,
+        &["{name: troubles, address: 192.168.3.132/24}"],
+        |spec| {
+            let (head, rest) = spec.split_once("  kubelet:\n").unwrap();
+            let nodes = rest.split_once("nodes:").unwrap().1;
+            format!("{head}nodes:{nodes}")
+                .replace("profile: debian-containerd", "profile: tiny")
+                .replace("join: 10m", "join: 20s, step: 8s")
+        },
+    );
+    world.template(
+        "profiles/tiny/profile.yaml",
+        "description: nothing but a stand-in\nruntime: containerd\nsteps: [work]\n",
+    );
+    world.template(
+        "profiles/tiny/work.sh",
+        "echo the step begins\nsleep 3600\n",
+    );
     let hung = world.run(&["up"]);
     assert_eq!(hung.code, 5);
-    assert!(hung.stderr.contains("`work` was not done within 8 s"), "{}", hung.stderr);
-    assert!(hung.stderr.contains("the step begins") && hung.stderr.contains("deadlines"), "{}", hung.stderr);
-    assert_eq!(world.guest("192.168.3.132", "pgrep -c -x sleep || true").trim(), "0", "the step goes on in the guest");
+    assert!(
+        hung.stderr.contains("`work` was not done within 8 s"),
+        "{}",
+        hung.stderr
+    );
+    assert!(
+        hung.stderr.contains("the step begins") && hung.stderr.contains("deadlines"),
+        "{}",
+        hung.stderr
+    );
+    assert_eq!(
+        world
+            .guest("192.168.3.132", "pgrep -c -x sleep || true")
+            .trim(),
+        "0",
+        "the step goes on in the guest"
+    );
 
     // Stopped in a step: the next run begins it again.
     world.edit(|spec| spec.replace("step: 8s", "step: 10m"));
-    world.template("tiny/work.sh", "echo a > /root/begun\nsleep 20\n");
+    world.template("profiles/tiny/work.sh", "echo a > /root/begun\nsleep 20\n");
     let up = world.start(&["up"]);
     eventually(Duration::from_secs(60), "the step to begin", || {
-        world.guest("192.168.3.132", "cat /root/begun 2>/dev/null || true").contains('a')
+        world
+            .guest("192.168.3.132", "cat /root/begun 2>/dev/null || true")
+            .contains('a')
     });
     must("kill", &["-INT", &up.id().to_string()]);
     assert_eq!(world.end(up).code, 130);
 
-    let unit = "[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n";
-    world.template("tiny/work.sh", &format!("printf '{unit}' > /etc/systemd/system/kubelet.service\nmkdir -p /etc/kubernetes/pki\n"));
-    world.edit(|spec| spec.replace("cluster:\n", "cluster:\n  server: https://192.168.3.1:7443\n"));
+    let unit =
+        "[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n";
+    world.template(
+        "profiles/tiny/work.sh",
+        &format!(
+            "printf '{unit}' > /etc/systemd/system/kubelet.service\nmkdir -p /etc/kubernetes/pki\n"
+        ),
+    );
+    world.edit(|spec| {
+        spec.replace(
+            "cluster:\n",
+            "cluster:\n  server: https://192.168.3.1:7443\n",
+        )
+    });
     let unreachable = world.run(&["up"]);
     assert_eq!(unreachable.code, 5);
-    assert!(unreachable.stderr.contains("the guest cannot reach the API server https://192.168.3.1:7443"), "{}", unreachable.stderr);
-    assert!(unreachable.stderr.contains("cluster.server"), "{}", unreachable.stderr);
+    assert!(
+        unreachable
+            .stderr
+            .contains("the guest cannot reach the API server https://192.168.3.1:7443"),
+        "{}",
+        unreachable.stderr
+    );
+    assert!(
+        unreachable.stderr.contains("cluster.server"),
+        "{}",
+        unreachable.stderr
+    );
 
     world.edit(|spec| spec.replace("  server: https://192.168.3.1:7443\n", ""));
     let up = world.start(&["up"]);
@@ -111,33 +200,76 @@ fn troubles_of_one_guest() {
         !token.is_empty()
     });
     // Short-lived, for authentication only, in our own group.
-    let secret: serde_json::Value =
-        serde_json::from_str(&world.kubectl(&["get", "secret", "-n", "kube-system", &token, "-o", "json"])).unwrap();
+    let secret: serde_json::Value = serde_json::from_str(&world.kubectl(&[
+        "get",
+        "secret",
+        "-n",
+        "kube-system",
+        &token,
+        "-o",
+        "json",
+    ]))
+    .unwrap();
     assert_eq!(secret["type"], "bootstrap.kubernetes.io/token");
     assert!(
         secret["data"]["expiration"].is_string()
             && secret["data"]["auth-extra-groups"].is_string()
             && secret["data"]["usage-bootstrap-signing"].is_null()
     );
-    assert_eq!(world.guest("192.168.3.132", "sleep 2; stat -c %a /etc/kubernetes/bootstrap-kubelet.conf").trim(), "600");
+    assert_eq!(
+        world
+            .guest(
+                "192.168.3.132",
+                "sleep 2; stat -c %a /etc/kubernetes/bootstrap-kubelet.conf"
+            )
+            .trim(),
+        "600"
+    );
     world.kubectl(&["delete", "secret", "-n", "kube-system", &token]);
     let expired = world.end(up);
     assert_eq!(expired.code, 5);
-    assert!(expired.stderr.contains("did not join within 20 s: waiting for the kubelet's certificate request"), "{}", expired.stderr);
-    assert!(expired.stderr.contains("the token is gone from the cluster"), "{}", expired.stderr);
+    assert!(
+        expired
+            .stderr
+            .contains("did not join within 20 s: waiting for the kubelet's certificate request"),
+        "{}",
+        expired.stderr
+    );
+    assert!(
+        expired
+            .stderr
+            .contains("the token is gone from the cluster"),
+        "{}",
+        expired.stderr
+    );
 
     // Stopped in its join: neither the token nor the file with it outlives the run.
     let up = world.start(&["up"]);
     let mut args = vec!["get", "secret"];
     args.extend(ours.split(' '));
-    eventually(Duration::from_secs(60), "the token", || !world.kubectl(&args).is_empty());
+    eventually(Duration::from_secs(60), "the token", || {
+        !world.kubectl(&args).is_empty()
+    });
     eventually(Duration::from_secs(20), "the file", || {
-        world.guest("192.168.3.132", "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null || true").contains("bootstrap")
+        world
+            .guest(
+                "192.168.3.132",
+                "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null || true",
+            )
+            .contains("bootstrap")
     });
     must("kill", &["-INT", &up.id().to_string()]);
     assert_eq!(world.end(up).code, 130);
     assert_eq!(world.kubectl(&args), "");
-    assert_eq!(world.guest("192.168.3.132", "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null | wc -l").trim(), "0");
+    assert_eq!(
+        world
+            .guest(
+                "192.168.3.132",
+                "ls /etc/kubernetes/bootstrap-kubelet.conf 2>/dev/null | wc -l"
+            )
+            .trim(),
+        "0"
+    );
 
     // A request that is not the node's own is left alone: the same subject, made by somebody else.
     foreign_request(&world);
@@ -149,10 +281,22 @@ fn troubles_of_one_guest() {
 /// An administrator's request in the node's name: neither approved by a join nor deleted by a down.
 fn foreign_request(world: &World) {
     let usages = "[digital signature, key encipherment, client auth]";
-    world.request("foreign-troubles", "troubles", "kubernetes.io/kube-apiserver-client-kubelet", usages, &[], &[]);
+    world.request(
+        "foreign-troubles",
+        "troubles",
+        "kubernetes.io/kube-apiserver-client-kubelet",
+        usages,
+        &[],
+        &[],
+    );
     let up = world.run(&["up"]);
     assert_eq!(up.code, 5, "the stand-in never asks");
-    let csr: serde_json::Value = serde_json::from_str(&world.kubectl(&["get", "csr", "foreign-troubles", "-o", "json"])).unwrap();
+    let csr: serde_json::Value =
+        serde_json::from_str(&world.kubectl(&["get", "csr", "foreign-troubles", "-o", "json"]))
+            .unwrap();
     // The controllers approve what an administrator asks for; we must not have.
-    assert!(!csr.to_string().contains("NodegraftApproved"), "we approved somebody else's request: {csr}");
+    assert!(
+        !csr.to_string().contains("NodegraftApproved"),
+        "we approved somebody else's request: {csr}"
+    );
 }

@@ -1,0 +1,19 @@
+//! What is decided without looking at anything: no I/O, no async, no clock.
+
+pub mod diagnosis;
+pub mod difference;
+pub mod error;
+pub mod event;
+pub mod finding;
+pub mod first_boot;
+pub mod journal;
+pub mod kubelet;
+pub mod label;
+pub mod mark;
+pub mod ownership;
+pub mod plain;
+pub mod plan;
+pub mod profile;
+pub mod spec;
+pub mod taint;
+pub mod template;

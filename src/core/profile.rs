@@ -1,0 +1,195 @@
+//! A profile: a directory of templates that turns a bare guest into one that can run a kubelet.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::error::{Error, Exit, Result};
+use crate::core::kubelet::Runtime;
+use crate::core::template::Templates;
+
+/// Below `templates/`: a directory for each profile.
+const FOLDER: &str = "profiles";
+
+/// `templates/profiles/<name>/profile.yaml`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    #[serde(skip)]
+    pub name: String,
+    pub description: String,
+    pub runtime: Runtime,
+    /// The scripts, in order; step `init` is `profiles/<name>/init.sh`.
+    pub steps: Vec<String>,
+    /// Variables with their defaults. A spec may set these and no others.
+    #[serde(default)]
+    pub vars: BTreeMap<String, serde_json::Value>,
+    /// For a step, the service that reads what it writes. Where that runs, it is started anew before the step is done.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Of systemd: `containerd`.
+    pub unit: String,
+    /// Files, and directories with all below them. They need not exist.
+    pub reads: Vec<String>,
+}
+
+impl Profile {
+    /// For machines that are left as they booted.
+    pub fn empty() -> Self {
+        Self {
+            name: "none".into(),
+            description: "no steps".into(),
+            runtime: Runtime::Containerd,
+            steps: Vec::new(),
+            vars: BTreeMap::new(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    pub fn load(name: &str, templates: &Templates) -> Result<Self> {
+        let path = format!("{FOLDER}/{name}/profile.yaml");
+        let Some(text) = templates.text(&path) else {
+            return Err(Error::new(format!("there is no profile `{name}`"))
+                .with_help(format!(
+                    "known profiles: {}; add your own below --templates DIR",
+                    names(templates).join(", ")
+                ))
+                .with_exit(Exit::Refused));
+        };
+        let mut profile: Self = serde_saphyr::from_str(text).map_err(|error| {
+            Error::new(format!("the profile {path} does not parse"))
+                .because(error)
+                .with_exit(Exit::Refused)
+        })?;
+        name.clone_into(&mut profile.name);
+        for step in &profile.steps {
+            let script = profile.script(step);
+            if templates.text(&script).is_none() {
+                return Err(Error::new(format!(
+                    "the profile `{name}` lists the step `{step}`, but {script} is missing"
+                ))
+                .with_exit(Exit::Refused));
+            }
+        }
+        for (step, service) in &profile.services {
+            profile.check(step, service).map_err(|why| {
+                Error::new(format!("{path} has a bad service: {why}")).with_exit(Exit::Refused)
+            })?;
+        }
+        Ok(profile)
+    }
+
+    fn check(&self, step: &str, service: &Service) -> Result<(), String> {
+        if !self.steps.iter().any(|known| known == step) {
+            return Err(format!(
+                "it has no step `{step}`; its steps are {}",
+                self.steps.join(", ")
+            ));
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "@._-".contains(c);
+        if service.unit.is_empty()
+            || service.unit.starts_with('-')
+            || !service.unit.chars().all(allowed)
+        {
+            return Err(format!("`{}` is not the name of a unit", service.unit));
+        }
+        match service
+            .reads
+            .iter()
+            .find(|path| !path.starts_with('/') || path.contains(char::is_control))
+        {
+            Some(path) => Err(format!("`{path}` is not an absolute path")),
+            None if service.reads.is_empty() => Err(format!(
+                "`{}` reads nothing: list its files under `reads`",
+                service.unit
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The template of a step.
+    pub fn script(&self, step: &str) -> String {
+        format!("{FOLDER}/{}/{step}.sh", self.name)
+    }
+
+    /// The defaults with a spec's own values over them; unknown names are refused.
+    pub fn vars(
+        &self,
+        layers: [&BTreeMap<String, serde_json::Value>; 2],
+    ) -> Result<BTreeMap<String, serde_json::Value>> {
+        let mut vars = self.vars.clone();
+        for (key, value) in layers.into_iter().flatten() {
+            if !self.vars.contains_key(key) {
+                let known: Vec<_> = self.vars.keys().map(String::as_str).collect();
+                return Err(Error::new(format!(
+                    "the profile `{}` has no variable `{key}`",
+                    self.name
+                ))
+                .with_help(format!("its variables are: {}", known.join(", ")))
+                .with_exit(Exit::Refused));
+            }
+            vars.insert(key.clone(), value.clone());
+        }
+        Ok(vars)
+    }
+}
+
+pub fn names(templates: &Templates) -> Vec<&str> {
+    templates
+        .names()
+        .filter_map(|path| {
+            path.strip_prefix(FOLDER)?
+                .strip_prefix('/')?
+                .strip_suffix("/profile.yaml")
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(services: &str) -> Result<Profile> {
+        let profile = format!("description: d\nruntime: containerd\nsteps: [work]\n{services}");
+        let texts = [
+            ("profiles/p/profile.yaml".to_owned(), profile),
+            ("profiles/p/work.sh".to_owned(), "true\n".to_owned()),
+        ];
+        Profile::load("p", &Templates::with(texts.into()).unwrap())
+    }
+
+    #[test]
+    fn a_service_belongs_to_a_step_and_reads_files() {
+        let profile =
+            load("services: {work: {unit: containerd, reads: [/etc/containerd/config.toml]}}\n")
+                .unwrap();
+        assert_eq!(profile.services["work"].unit, "containerd");
+        for (services, why) in [
+            (
+                "services: {other: {unit: a, reads: [/a]}}\n",
+                "no step `other`",
+            ),
+            (
+                "services: {work: {unit: 'a b', reads: [/a]}}\n",
+                "not the name of a unit",
+            ),
+            (
+                "services: {work: {unit: ../a, reads: [/a]}}\n",
+                "not the name of a unit",
+            ),
+            (
+                "services: {work: {unit: a, reads: [etc/a]}}\n",
+                "not an absolute path",
+            ),
+            ("services: {work: {unit: a, reads: []}}\n", "reads nothing"),
+        ] {
+            let error = load(services).unwrap_err();
+            assert!(error.to_string().contains(why), "{services}: {error}");
+        }
+    }
+}

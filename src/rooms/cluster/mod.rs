@@ -1,0 +1,197 @@
+//! The Kubernetes room, the only user of `kube`. `call.rs`, `list.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
+//! `access.rs` what they may do, `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases,
+//! `difference.rs` what a Node should bear, `pod.rs` and `drain.rs` how pods leave it.
+//! A name proves nothing here: what is deleted is named by its UID as well.
+
+pub mod access;
+mod call;
+pub mod csr;
+pub mod difference;
+pub mod drain;
+mod list;
+pub mod node;
+pub mod pod;
+pub mod token;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+pub use self::call::is_forbidden;
+use self::call::{FIRST_CALL, insist};
+use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::ownership::Owner;
+
+/// The label on everything we make in the cluster.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "nodegraft");
+/// Annotations that tell whose a token or a Node is. On a Node they tell, and prove nothing: its machine-id does.
+pub const CLUSTER_ANNOTATION: &str = "nodegraft.io/cluster";
+pub const NODE_ANNOTATION: &str = "nodegraft.io/node";
+pub const INSTANCE_ANNOTATION: &str = "nodegraft.io/instance";
+/// On a Node: the id of the token it joined with.
+pub const TOKEN_ANNOTATION: &str = "nodegraft.io/token";
+/// On a Node: the labels and taints that we last gave it, so that those no longer wanted are known as ours.
+pub const LABELS_ANNOTATION: &str = "nodegraft.io/labels";
+pub const TAINTS_ANNOTATION: &str = "nodegraft.io/taints";
+
+/// A connection to one API server. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    /// As in the kubeconfig.
+    pub server: String,
+    /// The CA in PEM, base64, as kubeconfigs carry it.
+    pub ca_base64: String,
+    pub ca_pem: String,
+    /// Such as `v1.35.4`.
+    pub version: String,
+    /// `v1`, or `v1beta1` before 1.19.
+    pub certificates: String,
+}
+
+impl Cluster {
+    /// Connects with a kubeconfig file; paths inside it are relative to it.
+    pub async fn from_file(path: &Path, context: Option<&str>) -> Result<Self> {
+        Self::connect(
+            Kubeconfig::read_from(path),
+            &path.display().to_string(),
+            context,
+        )
+        .await
+    }
+
+    /// Connects with a kubeconfig's text; `origin` names it in messages.
+    pub async fn from_text(text: &str, origin: &str, context: Option<&str>) -> Result<Self> {
+        Self::connect(Kubeconfig::from_yaml(text), origin, context).await
+    }
+
+    /// Connects, and asks the API server for its version: wrong CA, wrong credentials and a server that is down show
+    /// here.
+    async fn connect(
+        kubeconfig: Result<Kubeconfig, KubeconfigError>,
+        origin: &str,
+        context: Option<&str>,
+    ) -> Result<Self> {
+        let unfit = |error: Error| error.with_exit(Exit::Unfit);
+        let parsed = kubeconfig
+            .doing(format!("reading the kubeconfig {origin}"))
+            .map_err(|e| unfit(e.with_help("correct `cluster.kubeconfig`; does it work with: kubectl --kubeconfig FILE get nodes")))?;
+        let options = KubeConfigOptions {
+            context: context.map(str::to_owned),
+            ..KubeConfigOptions::default()
+        };
+        let mut config = Config::from_custom_kubeconfig(parsed, &options)
+            .await
+            .doing(format!("using the kubeconfig {origin}"))
+            .map_err(|e| {
+                unfit(e.with_help("check its current-context, its file paths and its credentials"))
+            })?;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.read_timeout = None;
+        // What is tried again, and for how long, is `call.rs`'s to decide: to an eviction a 429 is an answer.
+        config.default_retry = false;
+        let server = config
+            .cluster_url
+            .to_string()
+            .trim_end_matches('/')
+            .to_owned();
+        let ca = config.root_cert.clone().and_then(|certs| certs.into_iter().next()).ok_or_else(|| {
+            unfit(
+                Error::new(format!("the kubeconfig {origin} has no certificate authority"))
+                    .with_help("nodes pin the cluster's CA: use a kubeconfig with certificate-authority or certificate-authority-data"),
+            )
+        })?;
+        let ca_pem = pem(&ca);
+        let client = Client::try_from(config)
+            .doing(format!("using the kubeconfig {origin}"))
+            .map_err(unfit)?;
+        let version = insist(FIRST_CALL, || client.apiserver_version()).await.map_err(|failure| {
+            let text = failure.to_string().to_lowercase();
+            let help = if text.contains("certificate") || text.contains("unknownissuer") {
+                "the server's certificate is not signed by the CA in this kubeconfig: take a fresh kubeconfig from the control plane"
+            } else if failure.code() == Some(401) {
+                "the credentials in this kubeconfig are not accepted: take a fresh one from the control plane"
+            } else {
+                "is the API server up, and is its address right in the kubeconfig?"
+            };
+            let error = failure.during(format!("asking {server} for its version"));
+            unfit(Error::new(format!("the API server {server} cannot be used")).because(error).with_help(help))
+        })?;
+        let groups = insist(FIRST_CALL, || client.list_api_groups())
+            .await
+            .map_err(|failure| unfit(failure.during("listing the API groups")))?;
+        let served: Vec<String> = groups
+            .groups
+            .into_iter()
+            .find(|group| group.name == "certificates.k8s.io")
+            .map(|group| group.versions.into_iter().map(|v| v.version).collect())
+            .unwrap_or_default();
+        let certificates = ["v1", "v1beta1"]
+            .into_iter()
+            .find(|v| served.iter().any(|s| s == v))
+            .ok_or_else(|| {
+                unfit(
+                    Error::new(format!(
+                        "{server} serves neither v1 nor v1beta1 of certificates.k8s.io"
+                    ))
+                    .with_help("a kubelet cannot get a certificate from this cluster"),
+                )
+            })?;
+        Ok(Self {
+            client,
+            server,
+            ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
+            ca_pem,
+            version: version.git_version,
+            certificates: certificates.to_owned(),
+        })
+    }
+}
+
+fn pem(der: &[u8]) -> String {
+    let base64 = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = base64
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
+}
+
+/// The annotations that tell whose something is.
+fn annotations(owner: &Owner) -> BTreeMap<String, String> {
+    let pairs = [
+        (CLUSTER_ANNOTATION, &owner.cluster),
+        (NODE_ANNOTATION, &owner.node),
+        (INSTANCE_ANNOTATION, &owner.instance),
+    ];
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect()
+}
+
+/// Whose something is by its annotations, if all of them are there.
+fn owner(annotations: Option<&BTreeMap<String, String>>) -> Option<Owner> {
+    let text = |key: &str| annotations?.get(key).cloned();
+    Some(Owner {
+        cluster: text(CLUSTER_ANNOTATION)?,
+        node: text(NODE_ANNOTATION)?,
+        instance: text(INSTANCE_ANNOTATION)?,
+    })
+}
+
+/// Whether something bears the label of all that we make.
+fn is_managed(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels
+        .and_then(|labels| labels.get(MANAGED_BY.0))
+        .is_some_and(|by| by == MANAGED_BY.1)
+}

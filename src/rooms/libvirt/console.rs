@@ -1,0 +1,154 @@
+//! The serial console: read from the first line on, kept in a log, its last lines at hand for an error.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::stream::Stream;
+use virt::sys;
+
+use super::{CONNECT_DEADLINE, Host, plain as plain_error};
+use crate::core::error::{Context, Error, Result};
+use crate::core::plain;
+
+const KEPT_LINES: usize = 200;
+const LOOK: Duration = Duration::from_millis(100);
+
+/// An open console. Closed when dropped.
+pub struct Console {
+    lines: Arc<Mutex<VecDeque<String>>>,
+    closed: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Host {
+    /// Opens the console of a domain (virDomainOpenConsole) and follows it into a log file.
+    ///
+    /// It has a connection and a thread of its own: a reader that waits on a shared connection can keep libvirt before
+    /// 9.1 from sending anybody else's calls.
+    pub async fn open_console(&self, uuid: &str, log: PathBuf) -> Result<Console> {
+        let (uri, wanted) = (self.uri().to_owned(), uuid.to_owned());
+        let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let closed = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
+        let what = "opening the console";
+        let opened = tokio::task::spawn_blocking(move || {
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .doing(format!("opening {}", log.display()))?;
+            let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
+            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
+            let domain = conn
+                .lookup_domain_by_uuid_string(&wanted)
+                .map_err(plain_error)?;
+            domain
+                .open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE)
+                .map_err(plain_error)?;
+            std::thread::Builder::new()
+                .name("console".into())
+                .spawn(move || {
+                    follow(&domain, &stream, &stop, file, &kept);
+                    over.store(true, Ordering::Relaxed);
+                    let _ = stream.abort();
+                })
+                .map(drop)
+                .doing("starting a thread")
+        });
+        // Dropped where it does not open in time: what opens later is closed at once.
+        let console = Console {
+            lines,
+            closed,
+            ended,
+        };
+        match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
+            Ok(Ok(opened)) => opened.doing(what)?,
+            Ok(Err(panic)) => {
+                return Err(Error::new(what).because(Error::new("the thread ended").because(panic)));
+            }
+            Err(_) => {
+                let silence = Error::new(format!(
+                    "no answer from libvirt at {} within {} s",
+                    self.uri(),
+                    CONNECT_DEADLINE.as_secs()
+                ));
+                return Err(Error::new(what).because(silence));
+            }
+        }
+        Ok(console)
+    }
+}
+
+impl Console {
+    /// Nothing more comes: the VM stopped, most likely.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The last lines the guest printed, without terminal control codes.
+    pub fn tail(&self, count: usize) -> Vec<String> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let said: Vec<&String> = lines
+            .iter()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        said[said.len().saturating_sub(count)..]
+            .iter()
+            .map(|line| (*line).clone())
+            .collect()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+}
+
+fn follow(
+    domain: &Domain,
+    stream: &Stream,
+    stop: &AtomicBool,
+    mut file: File,
+    kept: &Mutex<VecDeque<String>>,
+) {
+    /// What a stream says that has nothing yet.
+    const NOTHING_YET: isize = -2;
+    let mut partial = String::new();
+    let mut buffer = [0_u8; 16 << 10];
+    while !stop.load(Ordering::Relaxed) {
+        let read = match stream.recv(&mut buffer) {
+            Ok(NOTHING_YET) => {
+                // A call makes the library read what has come in for the stream.
+                if domain.is_active().is_err() {
+                    return;
+                }
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            Ok(read) => usize::try_from(read).unwrap_or(0),
+            Err(_) => return,
+        };
+        if read == 0 {
+            return;
+        }
+        let _ = file.write_all(&buffer[..read]);
+        partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(end) = partial.find('\n') {
+            lines.push_back(plain::line(&partial[..end]));
+            partial.drain(..=end);
+        }
+        while lines.len() > KEPT_LINES {
+            lines.pop_front();
+        }
+    }
+}
