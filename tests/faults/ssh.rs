@@ -61,7 +61,7 @@ fn the_connection_goes_silent_at_a_packet() {
     let bed = Bed::new("fstall", "192.168.3.217");
     bed.step(STEP);
     bed.edit(|spec| spec.replace("login: 1m, step: 1m", "login: 20s, step: 10s"));
-    every_packet("SSH: silent", &bed, Wire::StallAt, 3, 1);
+    every_packet("SSH: silent", &bed, Wire::StallAt, 2, 1);
 }
 
 #[test]

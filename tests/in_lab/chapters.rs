@@ -533,15 +533,15 @@ fn machine(name: &'static str, address: &str) -> World {
 #[ignore = "needs the lab: make test"]
 fn create_asks_what_the_flags_leave_open() {
     let world = machine("default", "192.168.3.153");
-    let mut create = Conversation::begin(&world, "debian13.qcow2");
+    let mut create = Conversation::begin(&world, "tiny.qcow2");
     let begun = create.wait_for("Name of the VM");
     assert!(
-        begun.contains("has the template debian13.qcow2"),
+        begun.contains("has the template tiny.qcow2"),
         "pool and template are looked at first, and it says so"
     );
     create.answer("192.168.3.153\r", "Disk, in G");
-    create.answer("8\r", "Memory, in M");
-    create.answer("1024\r", "CPUs");
+    create.answer("1\r", "Memory, in M");
+    create.answer("256\r", "CPUs");
     create.answer("none\r", "a number from 1 on");
     create.answer("\u{15}1\r", "Address");
     create.answer("\r", "Netmask");

@@ -11,19 +11,14 @@ use super::{NEW, World, eventually, must, virsh};
 #[ignore = "needs the lab: make test"]
 fn a_guest_that_never_answers() {
     let _bridge = Bridge::new("br9");
-    let world = World::new(
-        "silent",
-        NEW,
-        &["{name: silent, address: 192.168.3.130/24}"],
-        |spec| {
-            spec.replace("bridge: br0", "bridge: br9")
-                .replace("boot: 10m", "boot: 25s")
-        },
-    );
+    let world = World::tiny("silent", &[("silent", 130)], |spec| {
+        spec.replace("bridge: br0", "bridge: br9")
+            .replace("defaults:\n", "defaults:\n  deadlines: {boot: 20s}\n")
+    });
     let up = world.run(&["up", "--on-failure", "undo"]);
     assert_eq!(up.code, 5);
     assert!(
-        up.stderr.contains("no SSH at 192.168.3.130 within 25 s"),
+        up.stderr.contains("no SSH at 192.168.3.130 within 20 s"),
         "{}",
         up.stderr
     );
@@ -73,12 +68,7 @@ impl Drop for Bridge {
 #[test]
 #[ignore = "needs the lab: make test"]
 fn an_interrupted_run_can_be_taken_down() {
-    let world = World::new(
-        "stopped",
-        NEW,
-        &["{name: stopped, address: 192.168.3.131/24}"],
-        |spec| spec,
-    );
+    let world = World::tiny("stopped", &[("stopped", 131)], |spec| spec);
     let up = world.start(&["up"]);
     eventually(Duration::from_secs(90), "the domain to run", || {
         virsh(&["list", "--name"])
@@ -148,8 +138,10 @@ fn troubles_of_one_guest() {
         "the step goes on in the guest"
     );
 
-    // Stopped in a step: the next run begins it again.
     world.edit(|spec| spec.replace("step: 8s", "step: 10m"));
+    lists_locked(&world);
+
+    // Stopped in a step: the next run begins it again.
     world.template("profiles/tiny/work.sh", "echo a > /root/begun\nsleep 20\n");
     let up = world.start(&["up"]);
     eventually(Duration::from_secs(60), "the step to begin", || {
@@ -276,6 +268,38 @@ fn troubles_of_one_guest() {
     assert_eq!(world.run(&["down"]).code, 0);
     world.kubectl(&["delete", "csr", "foreign-troubles"]);
     world.assert_nothing_left();
+}
+
+/// The nightly update holds apt's lists for 20 s.
+fn lists_locked(world: &World) {
+    world.template(
+        "profiles/tiny/work.sh",
+        "set -eu\n{% include \"common/marker.sh\" %}\n{% include \"common/apt.sh\" %}\napt_update\nexit 3\n",
+    );
+    // The shell of the guest takes a backslash away.
+    let hold = "use Fcntl; my \\$lock = pack('ssx4qqlx4', F_WRLCK, 0, 0, 0, 0); open(F, '>>', '/var/lib/apt/lists/lock') or die; \
+        fcntl(F, F_SETLK, \\$lock) or die; sleep 20";
+    let held = world.guest(
+        "192.168.3.132",
+        &format!("setsid perl -e \"{hold}\" </dev/null >/dev/null 2>&1 & sleep 1; pgrep -x perl"),
+    );
+    assert!(!held.trim().is_empty(), "nobody holds the lock");
+    let up = world.run(&["up"]);
+    assert_eq!(up.code, 5);
+    assert!(
+        up.stderr.contains("`work` ended with exit status 3"),
+        "apt's update was to be through: {}",
+        up.stderr
+    );
+    let log = world
+        .dir
+        .path()
+        .join("state/troubles/troubles/steps/1-work.log");
+    let log = fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains("apt: waiting for another program") && log.contains("(perl)"),
+        "{log}"
+    );
 }
 
 /// An administrator's request in the node's name: neither approved by a join nor deleted by a down.
