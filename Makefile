@@ -3,7 +3,7 @@
 LAB = tests/lab/lab
 CARGO = cargo
 
-.PHONY: help demo test check faults bench lab clean-lab
+.PHONY: help demo test check fresh faults bench lab clean-lab
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -18,9 +18,12 @@ check: ## what needs no lab: formatting, lints, fast tests
 	@tests/lab/packages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	shellcheck tests/lab/lab tests/lab/demo tests/lab/test tests/lab/packages tests/lab/bench tests/lab/faults tests/lab/binary tests/lab/*.sh \
+	shellcheck tests/lab/lab tests/lab/demo tests/lab/test tests/lab/packages tests/lab/bench tests/lab/faults tests/lab/binary tests/lab/fresh tests/lab/fresh_inside tests/lab/*.sh \
 		images/*.sh images/tiny/init images/tiny/rc images/tiny/stop images/tiny/power tests/faults/preload/build templates/first-boot/firstboot.sh templates/steps/run-step.sh .ci/run
 	$(CARGO) test --locked
+
+fresh: ## the first commands of a stranger, in clean roots of two Debian releases
+	@tests/lab/fresh
 
 faults: ## every fault at every place, hours; writes docs/faults.md
 	@tests/lab/faults

@@ -36,7 +36,8 @@ image_build() {
   local flavour=$1 recipe variant
   recipe=$({ echo "${IMAGE_SUITE[$flavour]} $IMAGE_BASE ${IMAGE_EXTRA[$flavour]} ${IMAGE_CMDLINE[$flavour]}"; declare -f image_make image_fill image_customize; } | sha256sum)
   if [[ $(cat "$(image_file "$flavour").recipe" 2>/dev/null) != "$recipe" ]]; then
-    rm -rf "$LAB_CACHE/served/$flavour" "$LAB_CACHE/images/$flavour"*
+    own_remove "$LAB_CACHE/served/$flavour"
+    rm -f "$LAB_CACHE/images/$flavour"*
     timed "guest image $flavour (about 2 minutes, once)" image_make "$flavour"
     echo "$recipe" >"$(image_file "$flavour").recipe"
   fi
@@ -67,7 +68,7 @@ image_vary() {
   grep -qE '\b(vmx|svm)\b' /proc/cpuinfo || kvm=(LIBGUESTFS_BACKEND_SETTINGS=force_tcg)
   env LIBGUESTFS_BACKEND=direct "${kvm[@]}" virt-customize -a "$LAB_CACHE/images/$variant.part" --no-network "${edit[@]}" --truncate /etc/machine-id
   mv "$LAB_CACHE/images/$variant.part" "$(image_file "$variant")"
-  rm -rf "$debs"
+  own_remove "$debs"
 }
 
 image_make() {
@@ -88,7 +89,7 @@ image_make() {
   dd if=/usr/lib/EXTLINUX/mbr.bin of="$raw" conv=notrunc bs=440 count=1 status=none || dd if=/usr/lib/syslinux/mbr/mbr.bin of="$raw" conv=notrunc bs=440 count=1 status=none
   qemu-img convert -c -O qcow2 "$raw" "$dir/disk.qcow2"
   mv "$dir/disk.qcow2" "$(image_file "$flavour")"
-  rm -rf "$dir"
+  own_remove "$dir"
 }
 
 # Everything in here must fail as one: the caller tests it, which switches `set -e` off inside.
@@ -149,5 +150,5 @@ image_fetch() {
   # shellcheck disable=SC2086 # a list of words on purpose
   apt-get "${options[@]}" -y --download-only install $3
   find "$apt/archives" -name '*.deb' -exec mv -t "$dir" {} +
-  rm -rf "$apt"
+  own_remove "$apt"
 }

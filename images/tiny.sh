@@ -18,11 +18,11 @@ tiny_build() {
 
 tiny_make() {
   local dir=$LAB_CACHE/images/work.tiny
-  rm -rf "$dir"
+  own_remove "$dir"
   mkdir -p "$dir"
   tiny_unpack "$dir" && tiny_tree "$dir/packages" "$dir/tree" && tiny_initramfs "$dir/packages" "$dir/initramfs" "$dir/tree/boot" &&
     tiny_disk "$dir/tree" "$dir/disk.raw" && qemu-img convert -c -O qcow2 "$dir/disk.raw" "$dir/disk.qcow2" &&
-    mv "$dir/disk.qcow2" "$(image_file tiny)" && rm -rf "$dir"
+    mv "$dir/disk.qcow2" "$(image_file tiny)" && own_remove "$dir"
 }
 
 # The packages with all they need, as files below DIR/packages.

@@ -12,6 +12,7 @@ mod faults;
 mod in_lab;
 mod join;
 mod laws;
+mod own;
 mod packages;
 mod properties;
 mod spec;

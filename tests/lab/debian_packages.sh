@@ -4,8 +4,8 @@ LAB_PACKAGES=(
   build-essential pkg-config libssl-dev zlib1g-dev libvirt-dev
   libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
   mmdebstrap debian-archive-keyring extlinux syslinux-common fdisk e2fsprogs
-  apt-utils dpkg-dev iproute2 iptables kmod cpio util-linux curl openssl openssh-server openssh-client
-  etcd-server golang-1.19-go busybox-static shellcheck guestfs-tools
+  apt-utils dpkg-dev iproute2 iptables kmod cpio util-linux procps curl openssl openssh-server openssh-client
+  etcd-server busybox-static shellcheck guestfs-tools
 )
 # libguestfs boots a kernel of this machine.
 compgen -G '/boot/vmlinuz-*' >/dev/null || LAB_PACKAGES+=(linux-image-cloud-amd64)
@@ -28,7 +28,6 @@ packages_install() {
     packages_add_backports
     backports=(-t "$(. /etc/os-release && echo "$VERSION_CODENAME")-backports")
   fi
-  # A package that starts a service must not start one on this machine for the lab's sake.
   say "missing: ${missing[*]}"
   timed "install ${#missing[@]} packages" packages_apt "${backports[@]}" "${missing[@]}"
 }
@@ -46,16 +45,36 @@ go_install() {
   timed 'install Go' packages_apt "${from[@]}" golang-go
 }
 
+# A package that starts a service must not start one on this machine for the lab's sake. The guard outlives whoever is
+# killed: it waits for the install itself, which lives in a process namespace that ends as one. All of these hold the lock.
 packages_apt() {
-  local policy=/usr/sbin/policy-rc.d ours=
-  if [[ ! -e $policy ]]; then
-    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" && ours=yes
-  fi
   local status=0
-  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || status=$?
-  [[ -z $ours ]] || rm -f "$policy"
+  packages_guarded "$@" || status=$?
+  flock "$PACKAGES_LOCK" true
   return $status
 }
+
+packages_guarded() (
+  exec 9>"$PACKAGES_LOCK"
+  flock 9
+  if [[ ! -e $PACKAGES_POLICY ]] || packages_policy_is_ours; then
+    # shellcheck disable=SC2016 # expanded there
+    setsid --fork bash -c 'tail -s 0.1 --pid="$1" -f /dev/null; rm -f "$2"' guard "$BASHPID" "$PACKAGES_POLICY" </dev/null >/dev/null 2>&1
+    printf '#!/bin/sh\n%s\nexit 101\n' "$PACKAGES_POLICY_IS_OURS" >"$PACKAGES_POLICY"
+    chmod 755 "$PACKAGES_POLICY"
+  fi
+  # An install that was killed left packages half configured.
+  # shellcheck disable=SC2016 # expanded there
+  DEBIAN_FRONTEND=noninteractive exec unshare --pid --fork --kill-child --mount-proc \
+    bash -c 'dpkg --configure -a && exec apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@"' apt "$@"
+)
+
+PACKAGES_LOCK=/run/nodegraft-packages.lock
+PACKAGES_POLICY=/usr/sbin/policy-rc.d
+PACKAGES_POLICY_IS_OURS='# Of the lab of nodegraft, for as long as it installs packages.'
+
+# One that a crash of the machine left may go with ours.
+packages_policy_is_ours() { grep -qxF "$PACKAGES_POLICY_IS_OURS" "$PACKAGES_POLICY"; }
 
 # The backports suite of the mirror this machine is configured for.
 packages_add_backports() {

@@ -18,12 +18,12 @@ kubernetes_build() {
 
 # Runs a command in the version's little module with the Go that this version needs.
 in_module() {
-  local version=$1 dir path=$PATH toolchain=auto; shift
+  local version=$1 dir toolchain=auto; shift
   dir=$LAB_CACHE/modules/$version
   mkdir -p "$dir"
   cp "$LAB_SOURCE/kubernetes/$version"/{go.mod,go.sum,tools.go} "$dir"
-  [[ $version == v1.18.* ]] && path=/usr/lib/go-1.19/bin:$PATH toolchain=local
-  (cd "$dir" && env PATH="$path" CGO_ENABLED=0 GOTOOLCHAIN=$toolchain GOFLAGS=-mod=mod GODEBUG="$(go_debug "$version")" "$@")
+  [[ $version == v1.18.* ]] && toolchain=go1.19.13
+  (cd "$dir" && env CGO_ENABLED=0 GOTOOLCHAIN=$toolchain GOFLAGS=-mod=mod GODEBUG="$(go_debug "$version")" "$@")
 }
 
 # Go 1.19 ignores overlays in the module cache while it uses its index.
@@ -60,7 +60,7 @@ kubelet_package() {
   printf 'Package: kubelet\nVersion: %s\nArchitecture: amd64\nMaintainer: the lab <lab@localhost>\nDescription: kubelet of the lab\n' \
     "${version#v}" >"$root/DEBIAN/control"
   timed "kubelet package $version" package_build "$root" "$served" "kubelet_${version#v}_amd64.deb"
-  rm -rf "$root"
+  own_remove "$root"
 }
 
 package_build() {

@@ -17,7 +17,8 @@ libvirt_start() {
   local where=$1 root=$2 dir pair
   for dir in run lib cache etc log; do mkdir -p "$root/$dir"; done
   cp -rn /etc/libvirt/. "$root/etc/" 2>/dev/null || true
-  rm -rf "$root"/etc/qemu/*.xml "$root"/etc/qemu/autostart "$root"/etc/qemu/networks/* "$root"/etc/storage
+  rm -f "$root"/etc/qemu/*.xml
+  own_remove "$root"/etc/qemu/autostart "$root"/etc/qemu/networks "$root"/etc/storage
   # Guests of the lab need no confinement of their own, and the host's profiles do not know its paths.
   printf 'security_driver = "none"\nremember_owner = 0\n' >"$root/etc/qemu.conf"
   printf 'unix_sock_group = "root"\nauth_unix_rw = "none"\nlisten_tls = 0\n' >"$root/etc/libvirtd.conf"

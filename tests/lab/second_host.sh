@@ -37,5 +37,5 @@ second_host_down() {
   for guest in $(virsh_second list --name); do virsh_second destroy "$guest"; done
   for daemon in libvirtd virtlogd; do inside kill "$(cat "$LAB_STATE/second/libvirt/run/$daemon.pid")" || true; done
   inside kill "$(second_pid)" || true
-  rm -rf --one-file-system "$LAB_STATE/second"
+  own_remove "$LAB_STATE/second"
 }
