@@ -188,8 +188,8 @@ pub struct ClusterArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     pub file: Option<PathBuf>,
 
-    /// A kubeconfig [default: ~/.kube/config]
-    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    /// A kubeconfig [default: $KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<String>,
 
     /// Its context
@@ -405,14 +405,9 @@ pub struct Create {
     #[arg(long)]
     pub join: bool,
 
-    /// With --join: the cluster
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "KUBECONFIG",
-        default_value = "~/.kube/config"
-    )]
-    pub kubeconfig: String,
+    /// With --join: the cluster [default: $KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<String>,
 
     /// With --join: the steps
     #[arg(long)]

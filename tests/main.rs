@@ -8,6 +8,7 @@ mod api;
 mod api_server;
 mod architecture;
 mod cli;
+mod environment;
 mod faults;
 mod in_lab;
 mod join;

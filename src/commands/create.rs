@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::image::{PREPARED, active_pool, template_names};
-use super::{Setting, up};
+use super::{Setting, kubeconfig_or_default, up};
 use crate::cli::{self, OnFailure, Output};
 use crate::core::error::{Context, Error, Exit, Result};
 use crate::core::first_boot::is_red_hat;
@@ -252,7 +252,7 @@ fn join(args: &cli::Create, spec: &mut Value) -> Result<()> {
         .kubelet_package
         .clone()
         .unwrap_or_else(|| "kubelet".into());
-    spec["cluster"] = json!({"name": args.cluster_name, "kubeconfig": args.kubeconfig});
+    spec["cluster"] = json!({"name": args.cluster_name, "kubeconfig": kubeconfig_or_default(args.kubeconfig.as_deref())});
     spec["nodes"][0]["profile"] = json!(profile);
     spec["nodes"][0]["kubelet"] = json!({"version": kubelet, "package": package});
     Ok(())

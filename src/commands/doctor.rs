@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Setting, load_spec, open_cluster};
+use super::{Setting, kubeconfig_or_default, load_spec, open_cluster};
 use crate::cli::{self, Output};
 use crate::core::error::{Error, Exit, Result, one_line};
 use crate::core::finding::{Finding, State};
@@ -119,18 +119,20 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
-        None => plan::Cluster::of_kubeconfig(
-            &std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
-            None,
-        ),
+        None => plan::Cluster::of_kubeconfig(&kubeconfig_or_default(None), None),
     };
+    let told = source.server;
     let Some(source) = source.source else {
         return vec![Finding::good("the spec joins no cluster")];
     };
     match open_cluster(&source).await {
-        Ok(cluster) => preflight::cluster(&cluster)
-            .await
-            .unwrap_or_else(|error| vec![bad(&error)]),
+        Ok(cluster) => {
+            let way = preflight::way(told.as_ref().unwrap_or(&cluster.server));
+            let found = preflight::cluster(&cluster).await;
+            let mut findings = found.unwrap_or_else(|error| vec![bad(&error)]);
+            findings.extend(way);
+            findings
+        }
         Err(error) => vec![bad(&error)],
     }
 }

@@ -12,6 +12,7 @@ use crate::core::event::{Event, NodeResult, NodeRow};
 use crate::core::journal::{Journal, Thing};
 use crate::core::label;
 use crate::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use crate::core::server;
 use crate::core::spec::is_node_name;
 use crate::pipeline::runner::{Walk, Walked};
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -182,6 +183,12 @@ async fn open(
         .map_err(|error| {
             unfit(error.with_help(format!("does `{shell}` work without a password?")))
         })?;
+    let server = terms.server.as_deref().unwrap_or(&cluster.server);
+    if !ip.is_loopback()
+        && let Err((what, help)) = server::check_way(server)
+    {
+        return Err(unfit(Error::new(what).with_help(help)));
+    }
     let facts = session
         .output(FACTS, LIMIT)
         .await
@@ -190,7 +197,7 @@ async fn open(
     let facts = parse_facts(&facts, &args.host).map_err(unfit)?;
     if facts
         .own_ca
-        .is_some_and(|ca| !ca.contains(&cluster.ca_pem.replace('\n', "")))
+        .is_some_and(|ca| !holds_one_of(&ca, &cluster.ca_pem))
     {
         return Err(unfit(
             Error::new(format!("{} is the control plane of another cluster: it holds the key of another CA", args.host))
@@ -234,6 +241,15 @@ async fn open(
         setting.templates()?,
         args.reset,
     ))
+}
+
+/// Whether a file of certificates, without its line breaks, has one of a bundle's.
+fn holds_one_of(file: &str, bundle: &str) -> bool {
+    const END: &str = "-----END CERTIFICATE-----";
+    let bundle = bundle.replace('\n', "");
+    bundle
+        .split_inclusive(END)
+        .any(|certificate| file.contains(certificate))
 }
 
 /// Four lines, then the kubelet's unit with its drop-ins. The fourth is the CA of a machine that holds the CA's key.

@@ -14,6 +14,7 @@ pub mod templates;
 pub mod token;
 pub mod up;
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{ClusterArgs, Output, SpecArgs};
 use crate::core::error::{Context, Error, Exit, Result};
 use crate::core::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
-use crate::core::spec::{Outline, Spec};
+use crate::core::spec::{Outline, Spec, rooted};
 use crate::core::template::Templates;
 use crate::pipeline::stage::Events;
 use crate::rooms::cluster::Cluster;
@@ -56,16 +57,18 @@ impl Setting {
     }
 }
 
-pub fn load_spec(file: &std::path::Path) -> Result<Spec> {
-    Spec::parse(&read_spec(file)?, &file.display().to_string())
+pub fn load_spec(file: &Path) -> Result<Spec> {
+    let spec = Spec::parse(&read_spec(file)?, &file.display().to_string())?;
+    Ok(spec.rooted(file.parent().unwrap_or(Path::new(""))))
 }
 
 /// Of a spec, what a removal needs.
-pub fn load_outline(file: &std::path::Path) -> Result<Outline> {
-    Outline::parse(&read_spec(file)?, &file.display().to_string())
+pub fn load_outline(file: &Path) -> Result<Outline> {
+    let outline = Outline::parse(&read_spec(file)?, &file.display().to_string())?;
+    Ok(outline.rooted(file.parent().unwrap_or(Path::new(""))))
 }
 
-fn read_spec(file: &std::path::Path) -> Result<String> {
+fn read_spec(file: &Path) -> Result<String> {
     std::fs::read_to_string(file)
         .doing(format!("reading the spec {}", file.display()))
         .map_err(|error| {
@@ -113,7 +116,7 @@ pub async fn joined_cluster(
     let planned = match &args.file {
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
         None => PlannedCluster::of_kubeconfig(
-            args.kubeconfig.as_deref().unwrap_or("~/.kube/config"),
+            &kubeconfig_or_default(args.kubeconfig.as_deref()),
             args.context.clone(),
         ),
     };
@@ -124,6 +127,18 @@ pub async fn joined_cluster(
     })?;
     let cluster = open_cluster(&source).await?;
     Ok((planned, cluster))
+}
+
+/// What the flag says, else `KUBECONFIG`, which may be a list, else kubectl's default.
+pub fn kubeconfig_or_default(flag: Option<&str>) -> String {
+    let environment = std::env::var("KUBECONFIG").unwrap_or_default();
+    let named = flag.unwrap_or(&environment);
+    if named.is_empty() {
+        return "~/.kube/config".to_owned();
+    }
+    // A spec that keeps it lies in another directory.
+    let here = std::env::current_dir().unwrap_or_default();
+    rooted(named, &here)
 }
 
 /// The connection alone.
@@ -145,7 +160,11 @@ pub async fn cluster_if_any(planned: &PlannedCluster) -> Result<Option<Cluster>>
 pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
     match source {
         ClusterSource::Kubeconfig { path, context } => {
-            Cluster::from_file(&expand_home(path), context.as_deref()).await
+            let paths = std::env::split_paths(path).filter(|path| !path.as_os_str().is_empty());
+            let paths: Vec<_> = paths
+                .map(|path| expand_home(&path.to_string_lossy()))
+                .collect();
+            Cluster::from_files(&paths, context.as_deref()).await
         }
         ClusterSource::ControlPlane(at) => {
             let (kubeconfig, ca) = read_control_plane(at).await.map_err(|error| {

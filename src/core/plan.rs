@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::core::error::{Context, Error, Exit, Result};
 use crate::core::kubelet::{self, Choice, Version};
 use crate::core::mark::Mark;
+use crate::core::nearest::nearest;
 use crate::core::profile::{Profile, Service};
 use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
 use crate::core::taint::Taint;
@@ -67,7 +68,7 @@ impl Cluster {
         Ok(Self {
             name: spec.name.value.clone(),
             source,
-            server: spec.server.clone(),
+            server: spec.server.as_ref().map(|server| server.value.clone()),
             access: spec.access,
             serving: spec.approve_serving,
         })
@@ -256,7 +257,10 @@ impl Plan {
         {
             let known: Vec<_> = spec.nodes.iter().map(|n| n.name.value.as_str()).collect();
             return Err(Error::new(format!("the spec has no node `{unknown}`"))
-                .with_help(format!("its nodes are: {}", known.join(", ")))
+                .with_help(match nearest(unknown, known.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`? its nodes: {}", known.join(", ")),
+                    None => format!("its nodes are: {}", known.join(", ")),
+                })
                 .with_exit(Exit::Refused));
         }
         let cluster = Cluster::of_spec(&spec.cluster)?;
@@ -278,7 +282,12 @@ impl Plan {
                 .collect(),
             host: spec.host.clone(),
             ssh_key: spec.ssh.key.clone(),
-            authorized_keys: spec.ssh.authorized_keys.clone(),
+            authorized_keys: spec
+                .ssh
+                .authorized_keys
+                .iter()
+                .map(|key| key.value.clone())
+                .collect(),
             nodes,
             templates,
         })
@@ -345,7 +354,11 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         clone: own.clone.or(defaults.clone).unwrap_or_default(),
         first_boot: own.first_boot.or(defaults.first_boot).unwrap_or_default(),
         network: spec.host.network.clone(),
-        user: spec.ssh.user.clone().unwrap_or_else(|| "root".into()),
+        user: spec
+            .ssh
+            .user
+            .as_ref()
+            .map_or_else(|| "root".into(), |user| user.value.clone()),
         profile: profile.name.clone(),
         labels,
         taints,

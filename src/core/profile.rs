@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::error::{Error, Exit, Result};
 use crate::core::kubelet::Runtime;
+use crate::core::nearest::nearest;
+use crate::core::shape::Shape;
 use crate::core::template::Templates;
 
 /// Below `templates/`: a directory for each profile.
@@ -54,9 +56,13 @@ impl Profile {
     pub fn load(name: &str, templates: &Templates) -> Result<Self> {
         let path = format!("{FOLDER}/{name}/profile.yaml");
         let Some(text) = templates.text(&path) else {
+            let near = nearest(name, names(templates));
+            let near = near
+                .map(|near| format!("did you mean `{near}`? "))
+                .unwrap_or_default();
             return Err(Error::new(format!("there is no profile `{name}`"))
                 .with_help(format!(
-                    "known profiles: {}; add your own below --templates DIR",
+                    "{near}known profiles: {}; add your own below --templates DIR",
                     names(templates).join(", ")
                 ))
                 .with_exit(Exit::Refused));
@@ -124,14 +130,29 @@ impl Profile {
     ) -> Result<BTreeMap<String, serde_json::Value>> {
         let mut vars = self.vars.clone();
         for (key, value) in layers.into_iter().flatten() {
-            if !self.vars.contains_key(key) {
+            let Some(default) = self.vars.get(key) else {
                 let known: Vec<_> = self.vars.keys().map(String::as_str).collect();
+                let near = nearest(key, known.iter().copied());
+                let near = near
+                    .map(|near| format!("did you mean `{near}`? "))
+                    .unwrap_or_default();
                 return Err(Error::new(format!(
                     "the profile `{}` has no variable `{key}`",
                     self.name
                 ))
-                .with_help(format!("its variables are: {}", known.join(", ")))
+                .with_help(format!("{near}its variables are: {}", known.join(", ")))
                 .with_exit(Exit::Refused));
+            };
+            let shape = Shape::of(default);
+            if !shape.holds(value) {
+                return Err(
+                    Error::new(format!("`vars.{key}` is not {}: {value}", shape.words()))
+                        .with_help(format!(
+                            "the profile `{}` has as its default: {default}",
+                            self.name
+                        ))
+                        .with_exit(Exit::Refused),
+                );
             }
             vars.insert(key.clone(), value.clone());
         }

@@ -15,6 +15,7 @@ use crate::core::journal::Journal;
 use crate::core::mark::SeedState;
 use crate::core::ownership::Owner;
 use crate::core::plan::{Node, Plan};
+use crate::core::server;
 use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::Right;
@@ -46,6 +47,12 @@ impl Stage<Run> for Preflight {
         let _ = on.virt_type.set(kind);
         if let Some(found) = &on.cluster {
             findings.extend(cluster(found).await?);
+            findings.extend(way(on
+                .plan
+                .cluster
+                .server
+                .as_ref()
+                .unwrap_or(&found.server)));
         }
         if findings.iter().all(|finding| finding.state != State::Bad)
             && let Some(pool) = pool
@@ -616,6 +623,13 @@ pub async fn cluster(cluster: &Cluster) -> Result<Vec<Finding>> {
         Err(error) => return Err(error),
     });
     Ok(findings)
+}
+
+/// What is wrong with the API server's URL as guests are told it.
+pub fn way(server: &str) -> Option<Finding> {
+    server::check_way(server)
+        .err()
+        .map(|(what, help)| Finding::bad(what, help))
 }
 
 /// What this kubeconfig may do of what is done in a cluster.

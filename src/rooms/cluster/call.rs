@@ -388,12 +388,12 @@ fn chain<'a>(
     })
 }
 
-fn deepest<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+pub fn deepest<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
     chain(error).last().unwrap_or(error)
 }
 
 /// The first line that says something, without its full stop.
-fn one_clause(text: &str) -> String {
+pub fn one_clause(text: &str) -> String {
     let line = text
         .lines()
         .map(str::trim)
