@@ -13,12 +13,12 @@ fn a_guest_that_never_answers() {
     let _bridge = Bridge::new("br9");
     let world = World::tiny("silent", &[("silent", 130)], |spec| {
         spec.replace("bridge: br0", "bridge: br9")
-            .replace("defaults:\n", "defaults:\n  deadlines: {boot: 20s}\n")
+            .replace("defaults:\n", "defaults:\n  deadlines: {boot: 45s}\n")
     });
     let up = world.run(&["up", "--on-failure", "undo"]);
     assert_eq!(up.code, 5);
     assert!(
-        up.stderr.contains("no SSH at 192.168.3.130 within 20 s"),
+        up.stderr.contains("no SSH at 192.168.3.130 within 45 s"),
         "{}",
         up.stderr
     );
