@@ -15,14 +15,15 @@ libvirt_up() {
 # libvirt_start WHERE DIRECTORY: a libvirtd in the mount namespace that WHERE runs commands in, its state in a directory.
 libvirt_start() {
   local where=$1 root=$2 dir pair
-  for dir in run lib cache etc log; do mkdir -p "$root/$dir"; done
+  for dir in run lib cache etc log lock; do mkdir -p "$root/$dir"; done
   cp -rn /etc/libvirt/. "$root/etc/" 2>/dev/null || true
   rm -f "$root"/etc/qemu/*.xml
   own_remove "$root"/etc/qemu/autostart "$root"/etc/qemu/networks "$root"/etc/storage
   # Guests of the lab need no confinement of their own, and the host's profiles do not know its paths.
   printf 'security_driver = "none"\nremember_owner = 0\n' >"$root/etc/qemu.conf"
   printf 'unix_sock_group = "root"\nauth_unix_rw = "none"\nlisten_tls = 0\n' >"$root/etc/libvirtd.conf"
-  for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt etc:/etc/libvirt log:/var/log/libvirt; do
+  # Locks of consoles name processes of this namespace, and would outlive a lab that ends with one open.
+  for pair in run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt etc:/etc/libvirt log:/var/log/libvirt lock:/run/lock; do
     mkdir -p "${pair#*:}"
     "$where" mount --bind "$root/${pair%%:*}" "${pair#*:}"
   done
