@@ -14,6 +14,7 @@ pub mod ownership;
 pub mod plain;
 pub mod plan;
 pub mod profile;
+pub mod random;
 pub mod spec;
 pub mod taint;
 pub mod template;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::kubelet::Runtime;
 use crate::core::template::Templates;
 
@@ -54,32 +54,29 @@ impl Profile {
     pub fn load(name: &str, templates: &Templates) -> Result<Self> {
         let path = format!("{FOLDER}/{name}/profile.yaml");
         let Some(text) = templates.text(&path) else {
-            return Err(Error::new(format!("there is no profile `{name}`"))
-                .with_help(format!(
+            return Err(
+                Error::refused(format!("there is no profile `{name}`")).with_help(format!(
                     "known profiles: {}; add your own below --templates DIR",
                     names(templates).join(", ")
-                ))
-                .with_exit(Exit::Refused));
+                )),
+            );
         };
         let mut profile: Self = serde_saphyr::from_str(text).map_err(|error| {
-            Error::new(format!("the profile {path} does not parse"))
-                .because(error)
-                .with_exit(Exit::Refused)
+            Error::refused(format!("the profile {path} does not parse")).because(error)
         })?;
         name.clone_into(&mut profile.name);
         for step in &profile.steps {
             let script = profile.script(step);
             if templates.text(&script).is_none() {
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "the profile `{name}` lists the step `{step}`, but {script} is missing"
-                ))
-                .with_exit(Exit::Refused));
+                )));
             }
         }
         for (step, service) in &profile.services {
-            profile.check(step, service).map_err(|why| {
-                Error::new(format!("{path} has a bad service: {why}")).with_exit(Exit::Refused)
-            })?;
+            profile
+                .check(step, service)
+                .map_err(|why| Error::refused(format!("{path} has a bad service: {why}")))?;
         }
         Ok(profile)
     }
@@ -126,12 +123,11 @@ impl Profile {
         for (key, value) in layers.into_iter().flatten() {
             if !self.vars.contains_key(key) {
                 let known: Vec<_> = self.vars.keys().map(String::as_str).collect();
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "the profile `{}` has no variable `{key}`",
                     self.name
                 ))
-                .with_help(format!("its variables are: {}", known.join(", ")))
-                .with_exit(Exit::Refused));
+                .with_help(format!("its variables are: {}", known.join(", "))));
             }
             vars.insert(key.clone(), value.clone());
         }

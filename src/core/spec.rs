@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_saphyr::{Location, Spanned};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::label;
 use crate::core::taint::Taint;
 
@@ -778,9 +778,7 @@ fn refuse(text: &str, file: &str, problems: Vec<Problem>) -> Error {
     } else {
         format!("{file} was refused for {count} reasons")
     };
-    let error = Error::new(what)
-        .with_detail(detail)
-        .with_exit(Exit::Refused);
+    let error = Error::refused(what).with_detail(detail);
     if count == 1 {
         error.with_help(help)
     } else {

@@ -8,6 +8,8 @@ mod call;
 pub mod csr;
 pub mod difference;
 pub mod drain;
+mod error;
+mod kubeconfig;
 mod list;
 pub mod node;
 pub mod pod;
@@ -16,15 +18,15 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use base64::Engine as _;
 use kube::Client;
-use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::Kubeconfig;
 
-pub use self::call::is_forbidden;
 use self::call::{FIRST_CALL, insist};
-use crate::core::error::{Context, Error, Exit, Result};
+pub use self::error::{Failure, is_forbidden};
+use self::kubeconfig::Access;
+use crate::core::error::{Context, Error, Result};
 use crate::core::ownership::Owner;
 
 /// The label on everything we make in the cluster.
@@ -57,74 +59,32 @@ pub struct Cluster {
 impl Cluster {
     /// Connects with a kubeconfig file; paths inside it are relative to it.
     pub async fn from_file(path: &Path, context: Option<&str>) -> Result<Self> {
-        Self::connect(
-            Kubeconfig::read_from(path),
-            &path.display().to_string(),
-            context,
-        )
-        .await
+        Self::connect(kubeconfig::read(path), &path.display().to_string(), context).await
     }
 
     /// Connects with a kubeconfig's text; `origin` names it in messages.
     pub async fn from_text(text: &str, origin: &str, context: Option<&str>) -> Result<Self> {
-        Self::connect(Kubeconfig::from_yaml(text), origin, context).await
+        Self::connect(kubeconfig::parse(text), origin, context).await
     }
 
     /// Connects, and asks the API server for its version: wrong CA, wrong credentials and a server that is down show
     /// here.
     async fn connect(
-        kubeconfig: Result<Kubeconfig, KubeconfigError>,
+        kubeconfig: Result<Kubeconfig, kubeconfig::Failure>,
         origin: &str,
         context: Option<&str>,
     ) -> Result<Self> {
-        let unfit = |error: Error| error.with_exit(Exit::Unfit);
-        let parsed = kubeconfig
-            .doing(format!("reading the kubeconfig {origin}"))
-            .map_err(|e| unfit(e.with_help("correct `cluster.kubeconfig`; does it work with: kubectl --kubeconfig FILE get nodes")))?;
-        let options = KubeConfigOptions {
-            context: context.map(str::to_owned),
-            ..KubeConfigOptions::default()
-        };
-        let mut config = Config::from_custom_kubeconfig(parsed, &options)
+        let kubeconfig = kubeconfig.doing(format!("reading the kubeconfig {origin}"))?;
+        let Access { client, server, ca } = kubeconfig::access(kubeconfig, context)
             .await
-            .doing(format!("using the kubeconfig {origin}"))
-            .map_err(|e| {
-                unfit(e.with_help("check its current-context, its file paths and its credentials"))
-            })?;
-        config.connect_timeout = Some(Duration::from_secs(5));
-        config.read_timeout = None;
-        // What is tried again, and for how long, is `call.rs`'s to decide: to an eviction a 429 is an answer.
-        config.default_retry = false;
-        let server = config
-            .cluster_url
-            .to_string()
-            .trim_end_matches('/')
-            .to_owned();
-        let ca = config.root_cert.clone().and_then(|certs| certs.into_iter().next()).ok_or_else(|| {
-            unfit(
-                Error::new(format!("the kubeconfig {origin} has no certificate authority"))
-                    .with_help("nodes pin the cluster's CA: use a kubeconfig with certificate-authority or certificate-authority-data"),
-            )
-        })?;
-        let ca_pem = pem(&ca);
-        let client = Client::try_from(config)
-            .doing(format!("using the kubeconfig {origin}"))
-            .map_err(unfit)?;
-        let version = insist(FIRST_CALL, || client.apiserver_version()).await.map_err(|failure| {
-            let text = failure.to_string().to_lowercase();
-            let help = if text.contains("certificate") || text.contains("unknownissuer") {
-                "the server's certificate is not signed by the CA in this kubeconfig: take a fresh kubeconfig from the control plane"
-            } else if failure.code() == Some(401) {
-                "the credentials in this kubeconfig are not accepted: take a fresh one from the control plane"
-            } else {
-                "is the API server up, and is its address right in the kubeconfig?"
-            };
-            let error = failure.during(format!("asking {server} for its version"));
-            unfit(Error::new(format!("the API server {server} cannot be used")).because(error).with_help(help))
-        })?;
+            .doing(format!("using the kubeconfig {origin}"))?;
+        let version = insist(FIRST_CALL, || client.apiserver_version())
+            .await
+            .map_err(|tried| tried.during(format!("asking {server} for its version")))
+            .doing(format!("the API server {server} cannot be used"))?;
         let groups = insist(FIRST_CALL, || client.list_api_groups())
             .await
-            .map_err(|failure| unfit(failure.during("listing the API groups")))?;
+            .map_err(|tried| tried.during("listing the API groups"))?;
         let served: Vec<String> = groups
             .groups
             .into_iter()
@@ -135,13 +95,12 @@ impl Cluster {
             .into_iter()
             .find(|v| served.iter().any(|s| s == v))
             .ok_or_else(|| {
-                unfit(
-                    Error::new(format!(
-                        "{server} serves neither v1 nor v1beta1 of certificates.k8s.io"
-                    ))
-                    .with_help("a kubelet cannot get a certificate from this cluster"),
-                )
+                Error::unfit(format!(
+                    "{server} serves neither v1 nor v1beta1 of certificates.k8s.io"
+                ))
+                .with_help("a kubelet cannot get a certificate from this cluster")
             })?;
+        let ca_pem = pem(&ca);
         Ok(Self {
             client,
             server,
