@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use nodegraft::core::error::{Error, Exit, one_line};
+use nodegraft::core::error::{Error, Kind, one_line};
 use nodegraft::core::finding::State;
 use nodegraft::core::ownership::Owner;
 use nodegraft::rooms::cluster::Cluster;
@@ -192,7 +192,7 @@ async fn a_wrong_address_is_told_at_once_and_a_server_that_stumbles_is_waited_fo
         .await
         .err()
         .unwrap();
-    assert_eq!(error.exit(), Some(Exit::Unfit));
+    assert_eq!(error.kind(), Kind::Unfit);
     assert!(
         clauses(&error).ends_with("connection refused"),
         "{}",

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("core", &["core"]),
     ("rooms/cluster", &["core"]),
-    ("rooms/guestfs.rs", &["core", "rooms::process"]),
+    ("rooms/files.rs", &["core"]),
+    ("rooms/guestfs.rs", &["core", "rooms::files"]),
     ("rooms/keys.rs", &["core"]),
     ("rooms/libvirt", &["core"]),
     ("rooms/process.rs", &["core"]),
     ("rooms/seed.rs", &["core"]),
-    ("rooms/ssh.rs", &["core", "rooms::keys"]),
-    ("rooms/state.rs", &["core", "rooms::keys", "rooms::process"]),
-    ("rooms/template_dir.rs", &["core"]),
+    ("rooms/ssh", &["core", "rooms::keys"]),
+    ("rooms/state.rs", &["core", "rooms::files", "rooms::keys"]),
+    ("rooms/template_dir.rs", &["core", "rooms::files"]),
     ("rooms/mod.rs", &[]),
     ("pipeline", &["core", "pipeline"]),
     ("stages", &["core", "pipeline", "rooms", "stages"]),
@@ -26,7 +27,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli.rs", &["core"]),
-    ("main.rs", &["cli", "commands", "core", "pipeline", "ui"]),
+    ("exit.rs", &["core::error::Kind"]),
+    (
+        "main.rs",
+        &["cli", "commands", "core", "exit", "pipeline", "ui"],
+    ),
     ("lib.rs", &[]),
 ];
 
@@ -52,11 +57,13 @@ const PURE: &[(&str, &[&str])] = &[
 /// A crate, and the only places that may name it.
 const ROOMS: &[(&str, &[&str])] = &[
     ("virt", &["rooms/libvirt"]),
-    ("ssh2", &["rooms/ssh.rs"]),
-    ("socket2", &["rooms/ssh.rs"]),
+    ("ssh2", &["rooms/ssh"]),
+    ("socket2", &["rooms/ssh"]),
     ("ssh_key", &["rooms/keys.rs"]),
     ("kube", &["rooms/cluster"]),
     ("k8s_openapi", &["rooms/cluster"]),
+    ("hyper_util", &["rooms/cluster"]),
+    ("rustls", &["rooms/cluster"]),
     ("fatfs", &["rooms/seed.rs"]),
     ("tempfile", &["rooms/guestfs.rs"]),
     ("indicatif", &["ui"]),

@@ -1,7 +1,7 @@
 //! Specs: what a good one becomes, and how a bad one is refused.
 
 use nodegraft::core::difference::{Machine, of_machine};
-use nodegraft::core::error::Exit;
+use nodegraft::core::error::Kind;
 use nodegraft::core::mark::Mark;
 use nodegraft::core::ownership::Owner;
 use nodegraft::core::plan::Plan;
@@ -139,7 +139,7 @@ fn refusal(from: &str, to: &str) -> String {
         Err(error) => error,
         Ok(spec) => Plan::new(&spec, Templates::built_in(), &[]).expect_err("it should be refused"),
     };
-    assert_eq!(error.exit(), Some(Exit::Refused), "{error}");
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
     let mut text = format!("{error}\n{}\n", error.causes().join("\n"));
     text.push_str(&error.detail().join("\n"));
     format!("{text}\n{}", error.help().unwrap_or_default())

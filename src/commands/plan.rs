@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::Setting;
+use super::{Setting, Verdict};
 use crate::cli::{self, Output};
-use crate::core::error::{Exit, Result};
+use crate::core::error::Result;
 use crate::core::mark::Mark;
 use crate::core::ownership::Owner;
 use crate::core::plan::{HostFacts, HostKey, Node, Plan};
@@ -31,7 +31,7 @@ struct ShownNode<'a> {
     files: Vec<(String, String)>,
 }
 
-pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
+pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Verdict> {
     let plan = setting.plan(&args.spec)?;
     let mut nodes = Vec::new();
     for node in &plan.nodes {
@@ -57,7 +57,7 @@ pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
         Output::Json | Output::Yaml => ui::print_data(&shown, setting.output)?,
         Output::Text => ui::print(&text(&shown))?,
     }
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }
 
 /// What each stage will do for a node, in the list's order and words.

@@ -7,10 +7,10 @@ use std::time::Instant;
 use futures_util::StreamExt;
 
 use super::down::{ask, lines};
-use super::{Setting, open};
+use super::{Setting, Verdict, open};
 use crate::cli::{self, AccessMode, OnFailure};
 use crate::core::difference::{self, Difference, sentence};
-use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::error::{Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
 use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
@@ -45,7 +45,7 @@ impl Manner<'_> {
     }
 }
 
-pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Verdict> {
     let mut plan = setting.plan(&args.spec)?;
     plan.cluster.access = args.access.map_or(plan.cluster.access, access);
     if let Some(unknown) = args
@@ -54,16 +54,16 @@ pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
         .find(|name| plan.nodes.iter().all(|node| node.name != **name))
     {
         return Err(
-            Error::new(format!("--recreate {unknown}: this run has no such node"))
-                .with_help(format!(
+            Error::refused(format!("--recreate {unknown}: this run has no such node")).with_help(
+                format!(
                     "its nodes are: {}",
                     plan.nodes
                         .iter()
                         .map(|node| node.name.as_str())
                         .collect::<Vec<_>>()
                         .join(", ")
-                ))
-                .with_exit(Exit::Refused),
+                ),
+            ),
         );
     }
     let manner = Manner {
@@ -90,7 +90,7 @@ pub async fn run_plan(
     manner: &Manner<'_>,
     file: &Path,
     setting: &Setting,
-) -> Result<Exit> {
+) -> Result<Verdict> {
     let begun = Instant::now();
     let _lock = crate::rooms::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let _shared = crate::rooms::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
@@ -168,11 +168,11 @@ pub async fn run_plan(
         next: next_steps(&run, &results, file),
     });
     Ok(if setting.stop.is_cancelled() {
-        Exit::Interrupted
+        Verdict::Reported(Kind::Interrupted)
     } else if count(NodeResult::Failed) > 0 {
-        Exit::NodesFailed
+        Verdict::Reported(Kind::Failed)
     } else {
-        Exit::Done
+        Verdict::Done
     })
 }
 
@@ -244,12 +244,9 @@ async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result
     };
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
-        let error = if error.exit().is_some() {
-            error
-        } else {
-            Error::new("the run cannot begin")
-                .because(error)
-                .with_exit(Exit::Unfit)
+        let error = match error.kind() {
+            Kind::Failed => Error::unfit("the run cannot begin").because(error),
+            _ => error,
         };
         if told { error.shown() } else { error }
     })

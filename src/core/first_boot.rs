@@ -78,7 +78,7 @@ impl Plan {
         key: &HostKey,
         authorized_keys: &[String],
     ) -> Result<Vec<(&'static str, String)>> {
-        let net = spec::parse_address(&node.address).map_err(Error::new)?;
+        let net = spec::parse_address(&node.address).map_err(Error::bug)?;
         let values = serde_json::json!({
             "node": node, "machine_id": machine_id, "netmask": net.netmask(),
             // The same for the blanked seed: its reader must not take the guest for a new one.

@@ -135,7 +135,7 @@ impl Mark {
     /// Reads the element alone.
     pub fn parse(xml: &str) -> Result<Self> {
         let document = Document::parse(xml)
-            .map_err(|error| Error::new("the mark is not XML").because(error))?;
+            .map_err(|error| Error::unfit("the mark is not XML").because(error))?;
         Self::read(document.root_element())
     }
 
@@ -152,7 +152,7 @@ impl Mark {
             element
                 .attribute(key)
                 .map(str::to_owned)
-                .ok_or_else(|| Error::new(format!("the mark has no {key}")))
+                .ok_or_else(|| Error::unfit(format!("the mark has no {key}")))
         };
         let children = |tag: &'static str| {
             element
@@ -181,7 +181,7 @@ impl Mark {
                 .iter()
                 .find(|(_, word)| *word == seed)
                 .map(|(state, _)| *state)
-                .ok_or_else(|| Error::new(format!("the mark says `{seed}` of its seed")))?,
+                .ok_or_else(|| Error::unfit(format!("the mark says `{seed}` of its seed")))?,
             volumes: volumes.collect::<Result<_>>()?,
             made_with: settings.collect::<Result<_>>()?,
             by: element.attribute("by").map(str::to_owned),

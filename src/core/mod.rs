@@ -16,6 +16,7 @@ pub mod ownership;
 pub mod plain;
 pub mod plan;
 pub mod profile;
+pub mod random;
 pub mod server;
 pub mod shape;
 pub mod spec;

@@ -4,8 +4,9 @@
 
 use serde::Serialize;
 
-use crate::core::error::{Error, Result};
+use crate::core::error::Result;
 use crate::core::mark::Mark;
+use crate::core::random;
 
 /// What the name of a seed volume ends in.
 pub const SEED_SUFFIX: &str = ".seed.img";
@@ -23,8 +24,7 @@ impl Owner {
     /// A new life of a node.
     pub fn new(cluster: &str, node: &str) -> Result<Self> {
         let mut bytes = [0_u8; 16];
-        getrandom::fill(&mut bytes)
-            .map_err(|error| Error::new(format!("the system's random source failed: {error}")))?;
+        random::fill(&mut bytes)?;
         // As a random UUID (RFC 9562, version 4), which is what a domain and a machine-id may both be.
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::error::{Context, Error, Result};
 use crate::core::kubelet::{self, Choice, Version};
 use crate::core::mark::Mark;
 use crate::core::nearest::nearest;
@@ -62,7 +62,7 @@ impl Cluster {
             }),
             (None, Some(host)) => Some(ClusterSource::ControlPlane(host.value.clone())),
             (None, None) => {
-                return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused));
+                return Err(Error::refused("the spec names no cluster"));
             }
         };
         Ok(Self {
@@ -256,12 +256,16 @@ impl Plan {
             .find(|name| spec.nodes.iter().all(|n| n.name.value != **name))
         {
             let known: Vec<_> = spec.nodes.iter().map(|n| n.name.value.as_str()).collect();
-            return Err(Error::new(format!("the spec has no node `{unknown}`"))
-                .with_help(match nearest(unknown, known.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`? its nodes: {}", known.join(", ")),
-                    None => format!("its nodes are: {}", known.join(", ")),
-                })
-                .with_exit(Exit::Refused));
+            return Err(
+                Error::refused(format!("the spec has no node `{unknown}`")).with_help(
+                    match nearest(unknown, known.iter().copied()) {
+                        Some(near) => {
+                            format!("did you mean `{near}`? its nodes: {}", known.join(", "))
+                        }
+                        None => format!("its nodes are: {}", known.join(", ")),
+                    },
+                ),
+            );
         }
         let cluster = Cluster::of_spec(&spec.cluster)?;
         let nodes = spec
@@ -296,7 +300,7 @@ impl Plan {
 
 fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<Node> {
     let (own, defaults) = (node.settings(), spec.defaults.settings());
-    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let refused = |message: String| Error::refused(message);
     let net = spec::parse_address(&node.address.value).map_err(&refused)?;
     let cluster = &spec.cluster.name.value;
     let name = &node.name.value;
@@ -420,9 +424,8 @@ fn steps(
         .map(|kubelet| kubelet_values(node, profile, kubelet, serving, vars))
         .transpose()?;
     if kubelet.is_none() && profile.steps.iter().any(|step| step == "kubelet") {
-        return Err(Error::new(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
-            .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`")
-            .with_exit(Exit::Refused));
+        return Err(Error::refused(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
+            .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`"));
     }
     let values = StepValues {
         node,
@@ -454,7 +457,7 @@ fn kubelet_values<'a>(
     serving: bool,
     vars: &BTreeMap<String, serde_json::Value>,
 ) -> Result<KubeletValues<'a>> {
-    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let refused = |message: String| Error::refused(message);
     let version = Version::parse(&kubelet.version)
         .ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
     if let Some(reason) = kubelet::mismatch(version, profile.runtime) {

@@ -7,7 +7,7 @@ use include_dir::{Dir, include_dir};
 use serde::Serialize;
 use tera::{Context, Kwargs, State, Tera, Value};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 
 static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
 
@@ -39,12 +39,11 @@ impl Templates {
         for (name, text) in &texts {
             // Bash's array length opens a template comment and would swallow what follows.
             if let Some(line) = text.lines().position(|line| line.contains("${#")) {
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "template {name}:{} has `${{#`, which opens a template comment",
                     line + 1
                 ))
-                .with_help("write `$ {#` differently, or keep it inside {% raw %} in two pieces")
-                .with_exit(Exit::Refused));
+                .with_help("write `$ {#` differently, or keep it inside {% raw %} in two pieces"));
             }
         }
         tera.add_raw_templates(
@@ -52,20 +51,14 @@ impl Templates {
                 .iter()
                 .map(|(name, text)| (name.as_str(), text.as_str())),
         )
-        .map_err(|error| {
-            Error::new("a template does not parse")
-                .because(error)
-                .with_exit(Exit::Refused)
-        })?;
+        .map_err(|error| Error::refused("a template does not parse").because(error))?;
         Ok(Self { texts, tera })
     }
 
     /// Renders one template. Fails on any name it uses that `values` lacks.
     pub fn render(&self, name: &str, values: &impl Serialize) -> Result<String> {
         let refused = |error| {
-            Error::new(format!("the template {name} cannot be rendered"))
-                .because(error)
-                .with_exit(Exit::Refused)
+            Error::refused(format!("the template {name} cannot be rendered")).because(error)
         };
         let context = Context::from_serialize(values).map_err(refused)?;
         self.tera.render(name, &context).map_err(refused)

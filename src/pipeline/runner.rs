@@ -105,12 +105,12 @@ impl<C: Sync> Walk<'_, C> {
                 return Err(Error::interrupted());
             }
             done = tokio::time::timeout(limit, stage.apply(self.on, report, self.journal)) => done.unwrap_or_else(|_| {
-                Err(Error::new(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
+                Err(Error::failed(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
             })?,
         }
         match self.check(stage, report).await? {
             Check::Done(detail) => Ok((Outcome::Applied, detail)),
-            Check::Needed(why) => Err(Error::new(format!(
+            Check::Needed(why) => Err(Error::failed(format!(
                 "{} ran without error, but {why}",
                 stage.name()
             ))
@@ -124,7 +124,7 @@ impl<C: Sync> Walk<'_, C> {
             biased;
             () = self.stop.cancelled() => Err(Error::interrupted()),
             found = tokio::time::timeout(CHECK_DEADLINE, stage.check(self.on, report)) => found.unwrap_or_else(|_| {
-                Err(Error::new(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
+                Err(Error::failed(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
             }),
         }
     }
@@ -163,7 +163,7 @@ mod tests {
         }
         async fn check(&self, _: &Log, _: &Reporter) -> Result<Check> {
             Ok(match (self.conflicts, self.done.load(Ordering::Relaxed)) {
-                (true, _) => Check::Conflict(Error::new("in the way")),
+                (true, _) => Check::Conflict(Error::failed("in the way")),
                 (_, true) => Check::Done("so it is".into()),
                 _ => Check::Needed("not yet".into()),
             })
@@ -172,7 +172,7 @@ mod tests {
             log.lock().unwrap().push(format!("apply {}", self.name));
             tokio::time::sleep(self.takes).await;
             if self.fails {
-                return Err(Error::new("broken"));
+                return Err(Error::failed("broken"));
             }
             self.done.store(!self.ineffective, Ordering::Relaxed);
             Ok(())

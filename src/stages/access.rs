@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::candidate::Joining;
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::spec;
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -114,7 +114,7 @@ async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Resul
         .await?
     {
         if Instant::now() > until {
-            return Err(Error::new(format!(
+            return Err(Error::unfit(format!(
                 "the binding {} was made, but does not work after 20 s",
                 binding_name(&on.terms().name)
             ))
@@ -129,7 +129,6 @@ async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Resul
 }
 
 fn missing(group: &str) -> Error {
-    Error::new("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
+    Error::unfit("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
         .with_help(format!("have an administrator run: kubectl create clusterrolebinding nodegraft-bootstrap --clusterrole=system:node-bootstrapper --group={group}"))
-        .with_exit(Exit::Unfit)
 }

@@ -108,7 +108,7 @@ async fn wait_for_banner(on: &NodeRun, report: &Reporter) -> Result<()> {
         if ended && looked.elapsed() > Duration::from_secs(1) {
             looked = Instant::now();
             if on.look().await?.is_none_or(|domain| !domain.running) {
-                return Err(Error::new(format!(
+                return Err(Error::failed(format!(
                     "the VM stopped while it booted, after {} s",
                     begun.elapsed().as_secs()
                 ))
@@ -139,7 +139,7 @@ fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
             on.node.address
         )
     };
-    Error::new(format!(
+    Error::failed(format!(
         "no SSH at {} within {} s",
         on.node.ip,
         on.node.deadlines.boot.as_secs()

@@ -52,7 +52,7 @@ impl Stage<NodeRun> for Claim {
             }
         } else if mark.address != on.node.address {
             return Ok(Check::Conflict(
-                Error::new(format!(
+                Error::failed(format!(
                     "address is {}, the spec says {}: only a new VM can change that",
                     mark.address, on.node.address
                 ))
@@ -107,7 +107,7 @@ async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<(
     on.look().await?;
     let (claim, seen) = (on.claimed()?, on.mark()?);
     if on.is_sealed() || claim.running || seen.by != before.by {
-        return Err(Error::new(format!(
+        return Err(Error::failed(format!(
             "another run has gone on with {} just now",
             on.node.name
         ))
@@ -147,7 +147,7 @@ fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
     let name = &on.node.name;
     if claim.running {
         return Some(
-            Error::new(format!(
+            Error::failed(format!(
                 "{name} runs, but its seed was never written: somebody else started it"
             ))
             .with_help(format!(
@@ -161,7 +161,7 @@ fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
         .as_ref()
         .filter(|by| **by != process::this() && process::is_here(by) && process::may_live(by))?;
     Some(
-        Error::new(format!(
+        Error::failed(format!(
             "another run is making {name} (host, process and start: {by})"
         ))
         .with_help("wait for it, or stop it"),
@@ -240,7 +240,7 @@ fn xml(on: &NodeRun, node: &Node, mark: &Mark) -> Result<String> {
         .run
         .sight
         .get()
-        .ok_or_else(|| Error::new("the host was not looked at"))?;
+        .ok_or_else(|| Error::bug("the host was not looked at"))?;
     let facts = HostFacts {
         virt_type: virt_type(on),
         disk_path: sight.pool.path_of(&mark.owner.disk()),

@@ -39,7 +39,7 @@ impl Stage<NodeRun> for Inject {
     async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let path = locked(&on.disk).as_ref().map(|disk| disk.path.clone());
         let path = path.ok_or_else(|| {
-            Error::new("there is no disk to put the first-boot unit into")
+            Error::failed("there is no disk to put the first-boot unit into")
                 .with_help("run `nodegraft up` again")
         })?;
         let unit = first_boot::unit(&on.run.plan.templates)?;

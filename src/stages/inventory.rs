@@ -258,7 +258,7 @@ impl Existing {
     /// Why it may not be removed.
     pub fn refusal(&self) -> Option<Error> {
         let why = self.in_use.as_ref()?;
-        Some(Error::new(format!("{} stays as it is: {why}", self.owner.node)).with_help(format!(
+        Some(Error::leftover(format!("{} stays as it is: {why}", self.owner.node)).with_help(format!(
             "nodegraft did not make that: merge or delete the snapshot, or detach the file there, then run the same command again; see: virsh domblklist {}",
             self.domain.name
         )))

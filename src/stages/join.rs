@@ -159,7 +159,7 @@ impl<C: Candidate> Stage<C> for Join {
 }
 
 pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
-    Error::new(format!(
+    Error::failed(format!(
         "the cluster already has a Node {name}, of another machine{}",
         address.map(|a| format!(" at {a}")).unwrap_or_default()
     ))
@@ -169,18 +169,18 @@ pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
 }
 
 fn was_a_node(name: &str) -> Error {
-    Error::new(format!("the machine of {name} was a node before: it has {IDENTITY} and a certificate")).with_help(
+    Error::failed(format!("the machine of {name} was a node before: it has {IDENTITY} and a certificate")).with_help(
         "if that membership is over, add --reset: it removes kubelet.conf and /var/lib/kubelet/pki, then joins anew; nothing was changed",
     )
 }
 
 fn shared_machine_id(node: &Node, owner: &Owner) -> Error {
-    Error::new(format!(
+    Error::failed(format!(
         "the Node {} is of another machine that lives{}, with the same machine-id",
         node.name,
         node.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default()
     ))
-    .because(Error::new(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.instance)))
+    .because(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.instance))
     .with_help("give this machine an id of its own: rm /etc/machine-id && systemd-machine-id-setup, reboot it, and give it another name; the Node was not touched")
 }
 
@@ -315,7 +315,7 @@ async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Resul
     };
     match tokens.iter().find(is_rival) {
         None => Ok(()),
-        Some(rival) => Err(Error::new(format!(
+        Some(rival) => Err(Error::failed(format!(
             "another machine is joining as {} at this moment, with the token {}",
             owner.node, rival.id
         ))
@@ -359,7 +359,7 @@ async fn reachable<C: Candidate>(on: &C, session: &Session) -> Result<()> {
         "timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}"
     );
     session.output(&probe, SHORT).await.map(drop).map_err(|error| {
-        Error::new(format!("the guest cannot reach the API server {server}")).because(error).with_help(
+        Error::failed(format!("the guest cannot reach the API server {server}")).because(error).with_help(
             "is that address right as seen from the guest? set `cluster.server` in the spec, or --server, to the one that is; check gateway and firewall",
         )
     })
@@ -534,7 +534,7 @@ async fn approve<C: Candidate>(
     let (cluster, name, user) = (on.cluster(), &on.member().name, token.user());
     let csr = cluster.watch_csr(&user, |_| true).await?;
     if let Some(objection) = csr.objection(&user, name) {
-        return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
+        return Err(Error::failed(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
             .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
     }
     let decided = |seen: &Request| seen.name == csr.name && seen.state != State::Pending;
@@ -566,8 +566,8 @@ async fn approve<C: Candidate>(
 
 fn refuse_denied(csr: Request) -> Result<()> {
     match csr.state {
-        State::Denied(reason) => Err(Error::new(format!("the certificate request {} was denied", csr.name))
-            .because(Error::new(if reason.is_empty() { "who denied it gave no reason".to_owned() } else { reason }))
+        State::Denied(reason) => Err(Error::failed(format!("the certificate request {} was denied", csr.name))
+            .because(if reason.is_empty() { "who denied it gave no reason".to_owned() } else { reason })
             .with_help("somebody, or a policy, denies kubelet requests in this cluster; ask them, then run the same command again")),
         _ => Ok(()),
     }

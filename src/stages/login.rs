@@ -66,7 +66,7 @@ impl Stage<NodeRun> for Login {
                 }
             };
             if Instant::now() > until {
-                return Err(Error::new(format!(
+                return Err(Error::failed(format!(
                     "the first boot did not finish within {} s: {unfinished}",
                     on.node.deadlines.login.as_secs()
                 ))
@@ -96,7 +96,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
             Ok(session) => return Ok(session),
             Err(error @ OpenError::WrongHostKey { .. }) => return Err(wrong_key(on, error)),
             Err(error @ OpenError::UnusableKey { .. }) => {
-                return Err(Error::new("the login key cannot be used")
+                return Err(Error::failed("the login key cannot be used")
                     .because(error)
                     .with_help("correct `ssh.key` in the spec, or leave it out"));
             }
@@ -109,7 +109,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
                 }
                 _ => "the guest's sshd does not stay up: look at its console",
             };
-            return Err(Error::new(format!(
+            return Err(Error::failed(format!(
                 "no login as {} at {} within {} s",
                 on.node.user,
                 on.node.ip,
@@ -124,7 +124,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
 }
 
 fn wrong_key(on: &NodeRun, error: OpenError) -> Error {
-    Error::new(error.to_string()).with_help(format!(
+    Error::failed(error.to_string()).with_help(format!(
         "another machine may answer at {}, or the guest made new host keys; if the guest is no longer yours: nodegraft down {}",
         on.node.ip, on.node.name
     ))

@@ -221,7 +221,7 @@ impl NodeRun {
     /// The claim; an error if there is none.
     fn claimed(&self) -> Result<Domain> {
         self.claim().ok_or_else(|| {
-            Error::new(format!("there is no domain of {}", self.node.name))
+            Error::failed(format!("there is no domain of {}", self.node.name))
                 .with_help("run `nodegraft up` again")
         })
     }
@@ -243,7 +243,7 @@ impl NodeRun {
         let mark = self.mark()?;
         let name = name(&mark.owner);
         mark.volume(&name).cloned().ok_or_else(|| {
-            Error::new(format!(
+            Error::failed(format!(
                 "the mark of {} does not list {name}",
                 self.node.name
             ))
@@ -302,7 +302,7 @@ impl NodeRun {
         } else {
             return Ok(());
         };
-        Err(Error::new(format!("{} is not ours alone: {why}", self.node.name))
+        Err(Error::failed(format!("{} is not ours alone: {why}", self.node.name))
             .with_help("nothing of it was deleted; see that one run at a time works on a node, then run `nodegraft up` again"))
     }
 
@@ -330,7 +330,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn not_ours(name: &str) -> Error {
-    Error::new(format!(
+    Error::failed(format!(
         "the name {name} is taken by a domain that is not a node of this cluster"
     ))
     .with_help(format!(

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::join::taken;
 use super::{Run, Sight, is_claim};
-use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::error::{Error, Result, one_line, system_words};
 use crate::core::finding::{Finding, State};
 use crate::core::journal::Journal;
 use crate::core::mark::SeedState;
@@ -103,7 +103,7 @@ impl Stage<Run> for Preflight {
 }
 
 fn unfit(what: String) -> Error {
-    Error::new(what).with_exit(Exit::Unfit)
+    Error::unfit(what)
 }
 
 /// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.
@@ -253,7 +253,7 @@ async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
                 "correct `kubelet.file` in the spec",
             ),
             Err(error) => Finding::bad(
-                format!("{path} cannot be read: {error}"),
+                format!("{path} cannot be read: {}", system_words(&error)),
                 "correct `kubelet.file` in the spec",
             ),
         });

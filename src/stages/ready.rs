@@ -64,7 +64,7 @@ impl<C: Candidate> Stage<C> for Ready {
         let last = locked(&last).clone();
         let seconds = limit.as_secs();
         Err(match last {
-            Some(node) if node.ready => Error::new(format!(
+            Some(node) if node.ready => Error::failed(format!(
                 "{} reports kubelet {} after {seconds} s, the spec says {}",
                 on.member().name,
                 node.kubelet,
@@ -72,12 +72,12 @@ impl<C: Candidate> Stage<C> for Ready {
             ))
             .with_help("was the kubelet restarted? in the guest: kubelet --version; systemctl status kubelet"),
             Some(node) if node.lacks_network() => {
-                Error::new(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
-                    .because(Error::new(node.message))
+                Error::failed(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
+                    .because(node.message)
                     .with_help("install the cluster's network plugin, or set the profile's `cni_subnet` for a plain bridge")
             }
             Some(node) => not_ready(on, node.message, limit).await,
-            None => Error::new(format!("the Node {} did not appear within {seconds} s", on.member().name))
+            None => Error::failed(format!("the Node {} did not appear within {seconds} s", on.member().name))
                 .with_help("was it deleted meanwhile?"),
         })
     }
@@ -105,7 +105,7 @@ async fn not_ready<C: Candidate>(on: &C, message: String, limit: Duration) -> Er
     };
     match look.await {
         Some(facts) => facts::error(what, &facts),
-        None => Error::new(what)
+        None => Error::failed(what)
             .with_help("the machine does not let us in any more: look at its console"),
     }
 }

@@ -447,13 +447,13 @@ impl<'a> Remover<'a> {
     fn machine<'r>(&self, removal: &'r Removal) -> Result<(&Host, &'r str)> {
         self.host
             .zip(removal.uuid.as_deref())
-            .ok_or_else(|| Error::new("there is no VM of ours to remove"))
+            .ok_or_else(|| Error::bug("there is no VM of ours to remove"))
     }
 
     async fn volume(&self, pool: &str, name: &str) -> Result<Undone> {
         let host = self
             .host
-            .ok_or_else(|| Error::new("there is no host to remove it from"))?;
+            .ok_or_else(|| Error::bug("there is no host to remove it from"))?;
         match host.delete_volume(pool, name).await {
             Ok(true) => Ok(Undone::Removed(name.to_owned())),
             Ok(false) => Ok(Undone::Absent),

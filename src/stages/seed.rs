@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::NodeRun;
-use crate::core::error::Result;
+use crate::core::error::{Context, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::mark::{Claimed, SeedState};
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -41,7 +41,7 @@ impl Stage<NodeRun> for Seed {
         on.demand_untouched().await?;
         let mut mark = on.mark()?;
         let Claimed { pool, name } = on.claimed_seed()?;
-        let key = keys::generate(&on.node.hostname)?;
+        let key = keys::generate(&on.node.hostname).doing("making the host key")?;
         let files = on.run.plan.seed_files(
             &on.node,
             &mark.owner.instance,

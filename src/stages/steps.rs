@@ -18,6 +18,7 @@ use crate::core::plain;
 use crate::core::plan::{Step, Upload, hex};
 use crate::core::template::{Templates, shell_quote};
 use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::rooms::files;
 use crate::rooms::ssh::{self, Ended, Session};
 use crate::rooms::state;
 
@@ -53,7 +54,7 @@ struct Content {
 impl Shared {
     pub fn new() -> Result<Self> {
         Ok(Self {
-            run: ssh::random()?,
+            run: ssh::random_word()?,
             files: tokio::sync::Mutex::default(),
         })
     }
@@ -65,14 +66,14 @@ impl Shared {
         }
         let path = file.to_owned();
         let read = tokio::task::spawn_blocking(move || {
-            std::fs::read(path).map(|bytes| Content {
+            files::read_bytes(Path::new(&path)).map(|bytes| Content {
                 digest: hex(&Sha256::digest(&bytes)),
                 bytes: bytes.into(),
             })
         });
         let content = read
             .await
-            .doing("reading a file")?
+            .map_err(|_| Error::bug(format!("the thread that reads {file} panicked")))?
             .doing(format!("reading {file}"))?;
         files.insert(file.to_owned(), content.clone());
         Ok(content)
@@ -154,7 +155,7 @@ struct Runner {
 fn runner(templates: &Templates) -> Result<Runner> {
     let text = templates
         .text(RUNNER)
-        .ok_or_else(|| Error::new(format!("the template {RUNNER} is missing")))?
+        .ok_or_else(|| Error::bug(format!("the template {RUNNER} is missing")))?
         .to_owned();
     Ok(Runner {
         path: format!("{DIR}/run-step.{}.sh", hex(&Sha256::digest(&text)[..4])),
@@ -253,13 +254,13 @@ async fn run(
         .run
         .state
         .new_log(&on.node.name, &format!("steps/{}.log", file_name(step)))?;
-    let file = File::create(&log).doing(format!("making {}", log.display()))?;
+    let file = files::create(&log).doing(format!("making {}", log.display()))?;
     // A new file each time: a shell that still reads an earlier one goes on with what it began.
     let script = format!(
         "{DIR}/{}.{}.{}.sh",
         file_name(step),
         &pending.digest[..8],
-        ssh::random()?
+        ssh::random_word()?
     );
     session
         .write(&script, step.script.clone().into_bytes(), "0644", SHORT)
@@ -286,7 +287,7 @@ async fn run(
         .iter()
         .filter(|_| heard.late)
         .map(|line| format!("the guest's kernel: {line}"));
-    Err(Error::new(failure.what)
+    Err(Error::failed(failure.what)
         .with_detail(detail)
         .with_detail([format!("its last lines, of {}:", log.display())])
         .with_detail(heard.tail.into_iter().map(|line| format!("  {line}")))

@@ -67,7 +67,7 @@ impl Stage<NodeRun> for Volume {
         let made = host
             .volume(pool, name)
             .await?
-            .ok_or_else(|| Error::new(format!("{name} vanished from the pool {pool}")))?;
+            .ok_or_else(|| Error::failed(format!("{name} vanished from the pool {pool}")))?;
         let small = made.capacity < on.node.disk;
         if small {
             host.resize_volume(pool, name, on.node.disk).await?;
@@ -88,7 +88,7 @@ async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal
     let Claimed { pool, name } = disk;
     let template = template(on)?;
     if template.capacity > on.node.disk {
-        return Err(Error::new(format!(
+        return Err(Error::failed(format!(
             "the template is {}, larger than the disk of {}",
             Size(template.capacity),
             Size(on.node.disk)
@@ -114,7 +114,7 @@ async fn make(on: &NodeRun, disk: &Claimed, report: &Reporter, journal: &Journal
 fn vanished(on: &NodeRun) -> Result<Error> {
     let Claimed { pool, name } = on.claimed_disk()?;
     Ok(
-        Error::new(format!("its disk {name} is gone from the pool {pool}")).with_help(format!(
+        Error::failed(format!("its disk {name} is gone from the pool {pool}")).with_help(format!(
             "if it cannot be brought back: nodegraft up --recreate {}",
             on.node.name
         )),
@@ -129,7 +129,7 @@ fn template(on: &NodeRun) -> Result<storage::Volume> {
         .get()
         .and_then(|sight| sight.pool.volume(&on.node.template).cloned());
     found.ok_or_else(|| {
-        Error::new(format!(
+        Error::failed(format!(
             "the pool {} has no template volume {}",
             on.node.pool, on.node.template
         ))

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_saphyr::{Error as Yaml, Location};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::nearest::nearest;
 
 /// Something the spec says that cannot be, and where it says so.
@@ -109,9 +109,7 @@ pub fn refuse(text: &str, file: &str, problems: Vec<Problem>) -> Error {
     } else {
         format!("{file} was refused for {count} reasons")
     };
-    let error = Error::new(what)
-        .with_detail(detail)
-        .with_exit(Exit::Refused);
+    let error = Error::refused(what).with_detail(detail);
     if count == 1 {
         error.with_help(help)
     } else {

@@ -10,7 +10,8 @@ use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams, PostParams};
 
-use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::call::{PATIENCE, delete, insist, within};
+use super::error::is_forbidden;
 use super::list::list;
 use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, is_managed};
 use crate::core::error::{Error, Result, one_line};
@@ -143,20 +144,20 @@ impl Cluster {
             Some(found) if same(&found) => {
                 Ok(failure.tried_before && is_managed(found.metadata.labels.as_ref()))
             }
-            Some(_) => Err(Error::new(what)
-                .because(Error::new(format!(
+            Some(_) => Err(Error::unfit(what)
+                .because(format!(
                     "there is another ClusterRoleBinding {}",
                     binding.name
-                )))
+                ))
                 .with_help(format!(
                     "look at it: kubectl get clusterrolebinding {} -o yaml",
                     binding.name
                 ))),
-            None => Err(Error::new(what)
-                .because(Error::new(format!(
+            None => Err(Error::unfit(what)
+                .because(format!(
                     "somebody removes the ClusterRoleBinding {} at the same time",
                     binding.name
-                )))
+                ))
                 .with_help("run the same command again")),
         }
     }

@@ -9,8 +9,9 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::call::{PATIENCE, delete, insist, within};
 use super::difference::{read_labels, read_taints, write_labels, write_taints};
+use super::error::is_forbidden;
 use super::list::list;
 use super::watch::watch_until;
 use super::{Cluster, LABELS_ANNOTATION, TAINTS_ANNOTATION, TOKEN_ANNOTATION, annotations, owner};
@@ -129,11 +130,11 @@ impl Cluster {
         let mut perhaps = Vec::new();
         loop {
             let found = within(what.as_str(), || api.get_opt(name)).await?;
-            let found =
-                found.ok_or_else(|| Error::new(what.as_str()).because(Error::new("it is gone")))?;
+            let found = found.ok_or_else(|| Error::unfit(what.as_str()).because("it is gone"))?;
             if !parse(&found).is_of(&owner.instance) {
-                return Err(Error::new(what.as_str())
-                    .because(Error::new("it is the Node of another machine now")));
+                return Err(
+                    Error::unfit(what.as_str()).because("it is the Node of another machine now")
+                );
             }
             let (patch, changes) = converged(&found, owner, token, labels, taints);
             if changes.is_empty() {
@@ -148,9 +149,7 @@ impl Cluster {
                 return Err(failure.during(what));
             }
             if Instant::now() >= until {
-                return Err(
-                    Error::new(what).because(Error::new("somebody else changes it all the time"))
-                );
+                return Err(Error::unfit(what).because("somebody else changes it all the time"));
             }
             if failure.tried_before {
                 perhaps = changes;

@@ -13,8 +13,8 @@ use virt::domain::Domain;
 use virt::stream::Stream;
 use virt::sys;
 
-use super::{CONNECT_DEADLINE, Host, plain as plain_error};
-use crate::core::error::{Context, Error, Result};
+use super::{CONNECT_DEADLINE, Failure, Host, silent};
+use crate::core::error::{Context, Result, system_words};
 use crate::core::plain;
 
 const KEPT_LINES: usize = 200;
@@ -38,21 +38,20 @@ impl Host {
         let closed = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
         let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
-        let what = "opening the console";
         let opened = tokio::task::spawn_blocking(move || {
             let file = File::options()
                 .create(true)
                 .append(true)
                 .open(&log)
-                .doing(format!("opening {}", log.display()))?;
-            let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
-            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
+                .map_err(|error| local(&format!("opening {}", log.display()), &error))?;
+            let conn = Connect::open(Some(&uri)).map_err(Failure::from)?;
+            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(Failure::from)?;
             let domain = conn
                 .lookup_domain_by_uuid_string(&wanted)
-                .map_err(plain_error)?;
+                .map_err(Failure::from)?;
             domain
                 .open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE)
-                .map_err(plain_error)?;
+                .map_err(Failure::from)?;
             std::thread::Builder::new()
                 .name("console".into())
                 .spawn(move || {
@@ -61,7 +60,7 @@ impl Host {
                     let _ = stream.abort();
                 })
                 .map(drop)
-                .doing("starting a thread")
+                .map_err(|error| local("starting a thread", &error))
         });
         // Dropped where it does not open in time: what opens later is closed at once.
         let console = Console {
@@ -69,22 +68,17 @@ impl Host {
             closed,
             ended,
         };
-        match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
-            Ok(Ok(opened)) => opened.doing(what)?,
-            Ok(Err(panic)) => {
-                return Err(Error::new(what).because(Error::new("the thread ended").because(panic)));
-            }
-            Err(_) => {
-                let silence = Error::new(format!(
-                    "no answer from libvirt at {} within {} s",
-                    self.uri(),
-                    CONNECT_DEADLINE.as_secs()
-                ));
-                return Err(Error::new(what).because(silence));
-            }
-        }
-        Ok(console)
+        let opened = match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
+            Ok(opened) => opened.unwrap_or(Err(Failure::Panicked)),
+            Err(_) => Err(silent(self.uri(), CONNECT_DEADLINE)),
+        };
+        opened.doing("opening the console").map(|()| console)
     }
+}
+
+/// What this machine refuses.
+fn local(what: &str, error: &std::io::Error) -> Failure {
+    Failure::Other(format!("{what}: {}", system_words(error)))
 }
 
 impl Console {
