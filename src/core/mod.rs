@@ -16,5 +16,6 @@ pub mod plan;
 pub mod profile;
 pub mod random;
 pub mod spec;
+pub mod stage_name;
 pub mod taint;
 pub mod template;
