@@ -56,7 +56,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Verdict> {
             .iter()
             .map(|node| NodeRow {
                 name: node.owner.node.clone(),
-                stages: node.removal(drain).words(),
+                stages: node.removal(drain).rows(),
             })
             .collect(),
     });

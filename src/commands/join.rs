@@ -9,13 +9,13 @@ use super::{Setting, Verdict, joined_cluster, own_login};
 use crate::cli;
 use crate::core::error::{Context, Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
-use crate::core::journal::{Journal, Thing};
+use crate::core::journal::Journal;
 use crate::core::label;
 use crate::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
 use crate::core::server;
 use crate::core::spec::is_node_name;
-use crate::pipeline::runner::{Walk, Walked};
-use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::pipeline::runner::{Walked, names};
+use crate::pipeline::stage::{Check, Reporter};
 use crate::rooms::cluster::Cluster;
 use crate::rooms::cluster::access::NeededBy;
 use crate::rooms::ssh::{self, Session};
@@ -37,19 +37,13 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Verdict> {
     terms.server = args.server.clone().or(terms.server);
     terms.access = args.access.map_or(terms.access, super::up::access);
     let _lock = StateDir::open(&terms.name)?.lock()?;
-    let machine = open(args, labels, terms, cluster, setting).await?;
+    let mut machine = open(args, labels, terms, cluster, setting).await?;
     let (once, each) = (access_stages::<Machine>(), join_stages::<Machine>());
-    let names = |stages: &[Box<dyn Stage<Machine>>]| {
-        stages
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect::<Vec<_>>()
-    };
     let name = machine.member.name.clone();
     let report = Reporter::new(setting.events.clone(), Some(name.clone()), each[0].name());
     // A machine that is in the cluster, or cannot be, needs no binding.
     let needed = match each[0]
-        .check(&machine, &report)
+        .check(&mut machine, &report)
         .await
         .map_err(|error| error.as_kind(Kind::Unfit))?
     {
@@ -67,16 +61,9 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Verdict> {
         }],
     });
     let journal = Journal::default();
-    let walk = |stages, subject| Walk {
-        stages,
-        on: &machine,
-        subject,
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal: &journal,
-    };
     if needed {
-        let Walked { result, .. } = walk(&once, None).forward().await;
+        let walk = setting.walk(&once, &mut machine, None, &journal);
+        let Walked { result, .. } = walk.forward().await;
         if result.is_err() {
             clean_up(&machine, &journal, false, setting).await;
         }
@@ -88,7 +75,8 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Verdict> {
             }
         })?;
     }
-    let walked = walk(&each, Some(name)).forward().await;
+    let walk = setting.walk(&each, &mut machine, Some(name), &journal);
+    let walked = walk.forward().await;
     let left = clean_up(&machine, &journal, walked.result.is_err(), setting).await;
     let result = tell(setting, &machine, walked, begun.elapsed().as_secs_f64());
     Ok(match result {
@@ -103,9 +91,7 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Verdict> {
 async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &Setting) -> bool {
     let mut left = Vec::new();
     let things = journal.backward();
-    let bound = things
-        .iter()
-        .any(|thing| matches!(thing, Thing::Binding { .. }));
+    let bound = !journal.shared().is_empty();
     if failed && let Ok(owner) = machine.membership() {
         let removal = Removal {
             owner,

@@ -15,22 +15,24 @@ pub mod token;
 pub mod up;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ClusterArgs, Output, SpecArgs};
 use crate::core::error::{Context, Error, Kind, Result};
+use crate::core::event::Subject;
+use crate::core::journal::Journal;
 use crate::core::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
 use crate::core::spec::{Outline, Spec, rooted};
 use crate::core::template::Templates;
-use crate::pipeline::stage::Events;
+use crate::pipeline::runner::Walk;
+use crate::pipeline::stage::{Events, Stage};
 use crate::rooms::cluster::Cluster;
 use crate::rooms::libvirt::Host;
 use crate::rooms::ssh::{Identity, Session, Target, Trust};
 use crate::rooms::state::{StateDir, expand_home, own_public_keys};
 use crate::rooms::{files, template_dir};
-use crate::stages::Run;
+use crate::stages::Opened;
 use crate::stages::steps::Shared;
 
 /// How a command came out that did not fail, or has reported by itself what did.
@@ -56,6 +58,24 @@ impl Setting {
             Some(dir) => Templates::with(
                 template_dir::read(dir).map_err(|error| error.as_kind(Kind::Refused))?,
             ),
+        }
+    }
+
+    /// A walk through a list, with this command's voice and stop.
+    pub fn walk<'a, C>(
+        &self,
+        stages: &'a [Box<dyn Stage<C>>],
+        on: &'a mut C,
+        subject: Subject,
+        journal: &'a Journal,
+    ) -> Walk<'a, C> {
+        Walk {
+            stages,
+            on,
+            subject,
+            events: self.events.clone(),
+            stop: self.stop.clone(),
+            journal,
         }
     }
 
@@ -87,7 +107,7 @@ fn read_spec(file: &Path) -> Result<String> {
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
-pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
+pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Opened> {
     let state = StateDir::open(&plan.cluster.name)?;
     let key = state.login_key(plan.ssh_key.as_deref())?;
     let host = Host::open(&plan.host.uri).await?;
@@ -96,7 +116,7 @@ pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run {
+    Ok(Opened {
         plan,
         host,
         cluster,
@@ -104,10 +124,9 @@ pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
         key,
         authorized_keys,
         recreate,
-        virt_type: OnceLock::new(),
-        sight: OnceLock::new(),
         steps: Shared::new()?,
-    }))
+        sight: None,
+    })
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.

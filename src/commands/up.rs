@@ -16,11 +16,11 @@ use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
 use crate::core::plan::{Node, Plan};
 use crate::core::spec::Access;
-use crate::pipeline::runner::{Walk, Walked};
+use crate::pipeline::runner::{Walked, names};
 use crate::rooms::cluster::access::NeededBy;
 use crate::stages::inventory::{Ask, Inventory};
 use crate::stages::removal::{Drain, Removal, Remover};
-use crate::stages::{NodeRun, Run, node_stages, run_stages};
+use crate::stages::{NodeRun, Opened, Run, node_stages, run_stages};
 use crate::ui::prompt::Prompt;
 
 /// How a plan is brought up.
@@ -94,24 +94,22 @@ pub async fn run_plan(
     let begun = Instant::now();
     let _lock = crate::rooms::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let _shared = crate::rooms::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
-    let run = open(plan, manner.recreate.to_vec()).await?;
+    let mut run = open(plan, manner.recreate.to_vec()).await?;
     agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {
         command: story(&run).into(),
         cluster: run.plan.cluster.name.clone(),
-        run_stages: run_stages(joins(&run))
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect(),
+        run_stages: names(&run_stages(joins(&run))),
         nodes: rows(&run.plan),
     });
     let journal = Journal::default();
-    if let Err(error) = prepare(&run, setting, &journal).await {
+    if let Err(error) = prepare(&mut run, setting, &journal).await {
         if manner.on_failure == OnFailure::Undo {
             undo_access(&run, &journal, setting).await;
         }
         return Err(error);
     }
+    let run = Arc::new(run.sighted()?);
     tell_of_strays(&run, file, setting);
     let mut results = Vec::new();
     let (anew, rest): (Vec<&Node>, Vec<&Node>) = run
@@ -177,22 +175,17 @@ pub async fn run_plan(
 }
 
 /// What the run is called in its events: machines that join nothing are only created.
-fn story(run: &Run) -> &'static str {
+fn story<S>(run: &Run<S>) -> &'static str {
     if joins(run) { "up" } else { "create" }
 }
 
 /// Whether these machines join a cluster.
-fn joins(run: &Run) -> bool {
+fn joins<S>(run: &Run<S>) -> bool {
     run.cluster.is_some()
 }
 
 fn rows(plan: &Plan) -> Vec<NodeRow> {
-    let stages = |node| {
-        node_stages(node, plan.cluster.source.is_some())
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect()
-    };
+    let stages = |node| names(&node_stages(node, plan.cluster.source.is_some()));
     plan.nodes
         .iter()
         .map(|node| NodeRow {
@@ -203,7 +196,7 @@ fn rows(plan: &Plan) -> Vec<NodeRow> {
 }
 
 /// A terminal is asked before nodes are removed to be made anew.
-async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> {
+async fn agree(run: &Opened, manner: &Manner<'_>, setting: &Setting) -> Result<()> {
     let prompt = Prompt::new(manner.yes);
     if manner.recreate.is_empty() || !prompt.asks() {
         return Ok(());
@@ -232,16 +225,9 @@ async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> 
 }
 
 /// What is true for all nodes, before any of them is touched.
-async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result<()> {
+async fn prepare(run: &mut Opened, setting: &Setting, journal: &Journal) -> Result<()> {
     let stages = run_stages(joins(run));
-    let walk = Walk {
-        stages: &stages,
-        on: run.as_ref(),
-        subject: None,
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal,
-    };
+    let walk = setting.walk(&stages, run, None, journal);
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
         let error = match error.kind() {
@@ -254,12 +240,9 @@ async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result
 
 /// Nodes of this cluster that the spec no longer names go on running until somebody says so.
 fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
-    let domains = run
+    let owners = run
         .sight
-        .get()
-        .map(|sight| sight.domains.as_slice())
-        .unwrap_or_default();
-    let owners = domains
+        .domains
         .iter()
         .filter_map(|domain| domain.owner())
         .filter(|owner| owner.cluster == run.plan.cluster.name);
@@ -332,7 +315,7 @@ async fn recreate(
 
 /// `shared` is the journal of the run: what serves more than this node goes there.
 async fn graft(
-    on: NodeRun,
+    mut on: NodeRun,
     on_failure: OnFailure,
     shared: &Journal,
     setting: &Setting,
@@ -341,21 +324,11 @@ async fn graft(
     let name = on.node.name.clone();
     let journal = Journal::default();
     let stages = node_stages(&on.node, joins(&on.run));
-    let (events, stop) = (setting.events.clone(), setting.stop.clone());
-    let walk = Walk {
-        stages: &stages,
-        on: &on,
-        subject: Some(name.clone()),
-        events,
-        stop,
-        journal: &journal,
-    };
+    let walk = setting.walk(&stages, &mut on, Some(name.clone()), &journal);
     let Walked { applied, result } = walk.forward().await;
-    journal
-        .backward()
-        .into_iter()
-        .filter(|thing| matches!(thing, Thing::Binding { .. }))
-        .for_each(|binding| shared.made(binding));
+    for thing in journal.shared() {
+        shared.made(thing);
+    }
     let (result, detail) = match result {
         Ok(()) => arrived(&on, &applied),
         Err(error) => {
@@ -477,11 +450,8 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
 }
 
 /// The binding that this run made, unless somebody needs it by now.
-async fn undo_access(run: &Run, journal: &Journal, setting: &Setting) {
-    let bound = journal
-        .backward()
-        .iter()
-        .any(|thing| matches!(thing, Thing::Binding { .. }));
+async fn undo_access<S>(run: &Run<S>, journal: &Journal, setting: &Setting) {
+    let bound = !journal.shared().is_empty();
     if let (true, Some(cluster)) = (bound, &run.cluster)
         && let Err(error) = cluster
             .release_binding(&run.plan.cluster.name, NeededBy::NodesAndTokens)

@@ -20,5 +20,6 @@ pub mod random;
 pub mod server;
 pub mod shape;
 pub mod spec;
+pub mod stage_name;
 pub mod taint;
 pub mod template;

@@ -13,8 +13,9 @@ use crate::core::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
-use crate::core::plan::bootstrap_kubeconfig;
+use crate::core::plan::{self, bootstrap_kubeconfig};
 use crate::core::spec;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::rooms::cluster::csr::{Request, State};
@@ -42,15 +43,22 @@ pub struct Join;
 
 #[async_trait]
 impl<C: Candidate> Stage<C> for Join {
-    fn name(&self) -> &'static str {
-        "Join"
+    fn name(&self) -> StageName {
+        StageName::Join
+    }
+
+    fn plan(&self, node: &plan::Node) -> String {
+        format!(
+            "a token of its own, the kubelet, approval of its one request, as Node {}",
+            node.name
+        )
     }
 
     fn deadline(&self, on: &C) -> Duration {
         on.member().deadlines.join * 2 + Duration::from_secs(180)
     }
 
-    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         let (member, owner) = (on.member(), on.membership()?);
         let node = on.cluster().node(&member.name).await?;
         if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner.instance)) {
@@ -104,9 +112,8 @@ impl<C: Candidate> Stage<C> for Join {
         Ok(Check::Done(format!("Node {}", node.name)))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
-        let (cluster, member, owner) = (on.cluster(), on.member(), on.membership()?);
-        let name = &member.name;
+    async fn apply(&self, on: &mut C, report: &Reporter, journal: &Journal) -> Result<()> {
+        let owner = on.membership()?;
         let session = on.session(SHORT).await.doing("logging in")?;
         let mut token = None;
         if on.earlier() == Earlier::Cleared || !Found::look(&session).await?.identity {
@@ -119,6 +126,7 @@ impl<C: Candidate> Stage<C> for Join {
                 .await
                 .doing("removing the bootstrap kubeconfig")?;
         }
+        let (cluster, member, name) = (on.cluster(), on.member(), &on.member().name);
         let node = match cluster.node(name).await? {
             Some(node) => node,
             None => {

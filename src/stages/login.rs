@@ -10,8 +10,9 @@ use super::NodeRun;
 use crate::core::error::{Context, Error, Result, one_line};
 use crate::core::journal::Journal;
 use crate::core::mark::{Claimed, SeedState};
-use crate::core::plan::HostKey;
+use crate::core::plan::{HostKey, Node};
 use crate::core::spec::Size;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::seed;
 use crate::rooms::ssh::{OpenError, Session};
@@ -25,15 +26,22 @@ pub struct Login;
 
 #[async_trait]
 impl Stage<NodeRun> for Login {
-    fn name(&self) -> &'static str {
-        "Login"
+    fn name(&self) -> StageName {
+        StageName::Login
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        format!(
+            "as {}, host key pinned, first boot over; then the key is blanked in the seed",
+            node.user
+        )
     }
 
     fn deadline(&self, on: &NodeRun) -> Duration {
         on.node.deadlines.login + Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         let session = match on.open_session(ATTEMPT).await {
             Ok(session) => session,
             Err(error @ OpenError::WrongHostKey { .. }) => {
@@ -52,7 +60,7 @@ impl Stage<NodeRun> for Login {
         Ok(Check::Done(format!("{}@{}", on.node.user, on.node.ip)))
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let until = Instant::now() + on.node.deadlines.login;
         let mut session = log_in(on, report, until).await?;
         loop {
@@ -88,6 +96,9 @@ impl Stage<NodeRun> for Login {
             .doing("writing the guest's files to its disk")?;
         blank_seed(on).await
     }
+
+    /// It only waits, until it blanks the seed in one write.
+    async fn stopped(&self, _: &NodeRun) {}
 }
 
 async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Session> {
@@ -177,7 +188,7 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
 }
 
 /// The same seed without the private key. The instance id stays, or cloud-init would take it for a new machine.
-async fn blank_seed(on: &NodeRun) -> Result<()> {
+async fn blank_seed(on: &mut NodeRun) -> Result<()> {
     let mut mark = on.mark()?;
     let key = HostKey {
         public: mark.host_key.clone(),

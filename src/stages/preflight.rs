@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::join::taken;
-use super::{Run, Sight, is_claim};
+use super::{Opened, Sight, is_claim};
 use crate::core::error::{Error, Result, one_line, system_words};
 use crate::core::finding::{Finding, State};
 use crate::core::journal::Journal;
@@ -17,6 +17,7 @@ use crate::core::ownership::Owner;
 use crate::core::plan::{Node, Plan};
 use crate::core::server;
 use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::Right;
 use crate::rooms::cluster::{Cluster, is_forbidden};
@@ -31,20 +32,23 @@ const PROBE: Duration = Duration::from_millis(800);
 pub struct Preflight;
 
 #[async_trait]
-impl Stage<Run> for Preflight {
-    fn name(&self) -> &'static str {
-        "Preflight"
+impl Stage<Opened> for Preflight {
+    fn name(&self) -> StageName {
+        StageName::Preflight
     }
 
-    fn deadline(&self, _: &Run) -> Duration {
+    fn plan(&self, _: &Plan) -> String {
+        "pool, network, templates, space, names and addresses are as they must be".into()
+    }
+
+    fn deadline(&self, _: &Opened) -> Duration {
         Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut Opened, report: &Reporter) -> Result<Check> {
         let domains = on.host.domains().await?;
         let pool = wanted_volumes(&on.host, &on.plan, &domains).await?;
-        let (mut findings, kind) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
-        let _ = on.virt_type.set(kind);
+        let (mut findings, virt_type) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
         if let Some(found) = &on.cluster {
             findings.extend(cluster(found).await?);
             findings.extend(way(on
@@ -57,9 +61,13 @@ impl Stage<Run> for Preflight {
         if findings.iter().all(|finding| finding.state != State::Bad)
             && let Some(pool) = pool
         {
-            let sight = Sight { domains, pool };
+            let sight = Sight {
+                domains,
+                pool,
+                virt_type,
+            };
             findings.extend(nodes(on, &sight).await?);
-            let _ = on.sight.set(sight);
+            on.sight = Some(sight);
         }
         for finding in findings
             .iter()
@@ -97,9 +105,12 @@ impl Stage<Run> for Preflight {
         })
     }
 
-    async fn apply(&self, _: &Run, _: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, _: &mut Opened, _: &Reporter, _: &Journal) -> Result<()> {
         Ok(())
     }
+
+    /// It changes nothing.
+    async fn stopped(&self, _: &Opened) {}
 }
 
 fn unfit(what: String) -> Error {
@@ -236,7 +247,7 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 }
 
 /// The nodes of a plan: templates, space, names, addresses.
-async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
+async fn nodes(on: &Opened, sight: &Sight) -> Result<Vec<Finding>> {
     let (host, plan) = (&on.host, &on.plan);
     let mut findings = templates(plan, sight);
     for path in plan

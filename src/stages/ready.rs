@@ -12,6 +12,8 @@ use crate::core::diagnosis::Waited;
 use crate::core::error::{Error, Result};
 use crate::core::journal::Journal;
 use crate::core::kubelet::is_release;
+use crate::core::plan;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::node::Node;
 
@@ -21,15 +23,22 @@ pub struct Ready;
 
 #[async_trait]
 impl<C: Candidate> Stage<C> for Ready {
-    fn name(&self) -> &'static str {
-        "Ready"
+    fn name(&self) -> StageName {
+        StageName::Ready
+    }
+
+    fn plan(&self, node: &plan::Node) -> String {
+        format!(
+            "the Node is Ready within {} s",
+            node.deadlines.ready.as_secs()
+        )
     }
 
     fn deadline(&self, on: &C) -> Duration {
         on.member().deadlines.ready + Duration::from_secs(30)
     }
 
-    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         Ok(match on.cluster().node(&on.member().name).await? {
             Some(node) if node.ready && !runs(on, &node) => {
                 Check::Needed(format!("the kubelet still reports {}", node.kubelet))
@@ -40,7 +49,8 @@ impl<C: Candidate> Stage<C> for Ready {
         })
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut C, report: &Reporter, _: &Journal) -> Result<()> {
+        let on: &C = on;
         let last = Mutex::new(None);
         let watch = on.cluster().watch_node(
             &on.member().name,
@@ -81,6 +91,9 @@ impl<C: Candidate> Stage<C> for Ready {
                 .with_help("was it deleted meanwhile?"),
         })
     }
+
+    /// It only waits.
+    async fn stopped(&self, _: &C) {}
 }
 
 /// Whether the kubelet that runs is the one that the spec asks for.

@@ -15,7 +15,8 @@ use super::{NodeRun, locked};
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::Journal;
 use crate::core::plain;
-use crate::core::plan::{Step, Upload, hex};
+use crate::core::plan::{Node, Step, Upload, hex};
+use crate::core::stage_name::StageName;
 use crate::core::template::{Templates, shell_quote};
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::files;
@@ -82,15 +83,20 @@ impl Shared {
 
 #[async_trait]
 impl Stage<NodeRun> for Steps {
-    fn name(&self) -> &'static str {
-        "Steps"
+    fn name(&self) -> StageName {
+        StageName::Steps
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        let steps: Vec<&str> = node.steps.iter().map(|step| step.name.as_str()).collect();
+        format!("{} of the profile {}", steps.join(", "), node.profile)
     }
 
     fn deadline(&self, on: &NodeRun) -> Duration {
         UPLOAD + whole(on) * u32::try_from(on.node.steps.len().max(1)).unwrap_or(u32::MAX)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         let pending = pending(on, &session).await?;
         Ok(match pending.first() {
@@ -106,7 +112,7 @@ impl Stage<NodeRun> for Steps {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         let cut = Cut(Some(session.clone()));
         let done = run_pending(on, &session, report).await;
