@@ -1,5 +1,6 @@
 //! What is decided without looking at anything: no I/O, no async, no clock.
 
+pub mod dead_end;
 pub mod diagnosis;
 pub mod difference;
 pub mod error;

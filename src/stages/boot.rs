@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::NodeRun;
+use crate::core::dead_end;
 use crate::core::error::{Error, Result, one_line};
 use crate::core::journal::{Journal, Thing};
 use crate::core::plan::Node;
@@ -20,6 +21,8 @@ const PROBE: Duration = Duration::from_millis(700);
 const PATIENT: Duration = Duration::from_secs(15);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
+/// A guest whose console shows that it has given up is given up after this long.
+const HOPE: Duration = Duration::from_secs(5);
 const CONSOLE_TAIL: usize = 15;
 
 pub struct Boot;
@@ -100,7 +103,7 @@ async fn wait_for_banner(
     report: &Reporter,
 ) -> Result<()> {
     let begun = Instant::now();
-    let (mut told, mut looked) = (begun, begun);
+    let (mut told, mut looked, mut stuck) = (begun, begun, None);
     loop {
         let last = match ssh::banner(on.ssh_address(), PROBE).await {
             Ok(_) => return Ok(()),
@@ -131,6 +134,18 @@ async fn wait_for_banner(
                     on.node.name
                 )));
             }
+        }
+        let dead_end = console.and_then(|console| dead_end::find(&console.all()));
+        // Some reboot by themselves, and better.
+        let since = dead_end
+            .as_ref()
+            .map(|_| *stuck.get_or_insert_with(Instant::now));
+        if let (Some(end), true) = (dead_end, since.is_some_and(|since| since.elapsed() > HOPE)) {
+            return Err(
+                Error::failed(format!("the guest does not boot: {}", end.what))
+                    .with_detail(console_detail(&tail))
+                    .with_help(end.help),
+            );
         }
         if begun.elapsed() > on.node.deadlines.boot {
             return Err(never_booted(on, last, &tail));

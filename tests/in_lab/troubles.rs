@@ -33,6 +33,33 @@ fn a_guest_that_never_answers() {
     world.down();
 }
 
+/// A guest that was fine panics at its next boot: that is told in seconds, not at the deadline.
+#[test]
+#[ignore = "needs the lab: make test"]
+fn a_kernel_that_panics_is_told_at_once() {
+    let world = World::tiny("panics")
+        .node("panics", 135)
+        .add("defaults.deadlines", serde_json::json!({"boot": "20m"}));
+    world.run(&["up"]).exits(Exit::Done);
+    world.guest("192.168.3.135", "rm /usr/sbin/init /etc/inittab; sync");
+    must(
+        "virsh",
+        &[
+            "-q",
+            "-c",
+            &super::variable("NODEGRAFT_LAB_URI"),
+            "destroy",
+            "panics",
+        ],
+    );
+    world
+        .run(&["up"])
+        .exits(Exit::NodesFailed)
+        .says("the guest does not boot: its kernel panicked")
+        .says("the serial console's last lines:");
+    world.down();
+}
+
 /// A bridge that leads nowhere, gone when dropped.
 struct Bridge(&'static str);
 

@@ -20,9 +20,17 @@ use crate::core::plain;
 const KEPT_LINES: usize = 200;
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What the guest printed.
+#[derive(Default)]
+struct Lines {
+    whole: VecDeque<String>,
+    /// The line that has not ended: a prompt, perhaps.
+    begun: String,
+}
+
 /// An open console. Closed when dropped.
 pub struct Console {
-    lines: Arc<Mutex<VecDeque<String>>>,
+    lines: Arc<Mutex<Lines>>,
     closed: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
 }
@@ -34,7 +42,7 @@ impl Host {
     /// 9.1 from sending anybody else's calls.
     pub async fn open_console(&self, uuid: &str, log: PathBuf) -> Result<Console> {
         let (uri, wanted) = (self.uri().to_owned(), uuid.to_owned());
-        let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let lines = Arc::new(Mutex::new(Lines::default()));
         let closed = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
         let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
@@ -87,11 +95,18 @@ impl Console {
         self.ended.load(Ordering::Relaxed)
     }
 
+    /// All that is kept of what the guest printed.
+    pub fn all(&self) -> Vec<String> {
+        self.tail(KEPT_LINES)
+    }
+
     /// The last lines the guest printed, without terminal control codes.
     pub fn tail(&self, count: usize) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let said: Vec<&String> = lines
+            .whole
             .iter()
+            .chain(std::iter::once(&lines.begun))
             .filter(|line| !line.trim().is_empty())
             .collect();
         said[said.len().saturating_sub(count)..]
@@ -112,7 +127,7 @@ fn follow(
     stream: &Stream,
     stop: &AtomicBool,
     mut file: File,
-    kept: &Mutex<VecDeque<String>>,
+    kept: &Mutex<Lines>,
 ) {
     /// What a stream says that has nothing yet.
     const NOTHING_YET: isize = -2;
@@ -138,11 +153,12 @@ fn follow(
         partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
         let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(end) = partial.find('\n') {
-            lines.push_back(plain::line(&partial[..end]));
+            lines.whole.push_back(plain::line(&partial[..end]));
             partial.drain(..=end);
         }
-        while lines.len() > KEPT_LINES {
-            lines.pop_front();
+        lines.begun = plain::line(&partial);
+        while lines.whole.len() > KEPT_LINES {
+            lines.whole.pop_front();
         }
     }
 }
