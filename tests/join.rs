@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nodegraft::core::error::one_line;
 use nodegraft::core::journal::{Journal, Thing};
-use nodegraft::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use nodegraft::core::plan::{ClusterPlan, DEADLINES, Deadlines, Member};
 use nodegraft::core::spec::Access;
 use nodegraft::core::stage_name::StageName;
 use nodegraft::core::template::Templates;
@@ -75,7 +75,7 @@ impl World {
                 ..DEADLINES
             },
         };
-        let terms = Terms {
+        let terms = ClusterPlan {
             name: "homelab".into(),
             source: None,
             server: None,

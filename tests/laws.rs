@@ -432,7 +432,13 @@ impl World {
     }
 
     fn remover(&self, stop: tokio_util::sync::CancellationToken) -> Remover<'_> {
-        Remover::new(Some(&self.run.host), None, self.events.clone(), stop)
+        Remover::new(
+            &self.run.plan.cluster.name,
+            Some(&self.run.host),
+            None,
+            self.events.clone(),
+            stop,
+        )
     }
 
     /// An overlay that nodegraft did not make.
@@ -1081,7 +1087,7 @@ async fn a_removal_leaves_nothing_of_ours_and_everything_of_others() {
     let world = World::new().await;
     let owner = world.sealed().await;
     let mut neighbours = [
-        format!("nodegraft.{}.{}.qcow2", owner.cluster, owner.node),
+        format!("nodegraft.homelab.{}.qcow2", owner.node),
         format!("{}.bak", owner.disk()),
     ];
     neighbours.sort();

@@ -489,9 +489,10 @@ fn all_problems_are_told_at_once() {
 
 #[test]
 fn rendered_artefacts() {
+    use nodegraft::core::domain_xml::HostFacts;
+    use nodegraft::core::host_key::HostKey;
     use nodegraft::core::mark::Mark;
     use nodegraft::core::ownership::Owner;
-    use nodegraft::core::plan::{HostFacts, HostKey};
     let draft = good()
         .add("nodes.1.mac", "52:54:00:aa:bb:cc")
         .add("nodes.1.mtu", 1400)
@@ -507,11 +508,7 @@ fn rendered_artefacts() {
         disk_path: "/pool/disk".into(),
         seed_path: "/pool/seed".into(),
     };
-    let owner = Owner {
-        cluster: "homelab".into(),
-        node: node.name.clone(),
-        instance: "0123456789abcdef0123456789abcdef".into(),
-    };
+    let owner = Owner::of("homelab", &node.name, "0123456789abcdef0123456789abcdef");
     let mark = Mark {
         host_key: key.public.clone(),
         made_with: node.made_with(),
@@ -523,7 +520,7 @@ fn rendered_artefacts() {
     for (name, text) in plan
         .seed_files(
             node,
-            &mark.owner.instance,
+            mark.owner.machine_id(),
             &key,
             &["ssh-ed25519 LOGIN".into()],
         )
@@ -535,20 +532,20 @@ fn rendered_artefacts() {
         all.push_str(&format!("\n--- {}\n{}", step.name, step.script));
     }
     all.push_str(
-        &plan
-            .bootstrap_kubeconfig(
-                "https://192.168.3.101:6443",
-                "Q0E=",
-                "abcdef.0123456789abcdef",
-            )
-            .unwrap(),
+        &nodegraft::core::bootstrap::bootstrap_kubeconfig(
+            &plan.templates,
+            "https://192.168.3.101:6443",
+            "Q0E=",
+            "abcdef.0123456789abcdef",
+        )
+        .unwrap(),
     );
     insta::assert_snapshot!(all);
 }
 
 #[test]
 fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
-    use nodegraft::core::plan::HostKey;
+    use nodegraft::core::host_key::HostKey;
     let plan = plan(GOOD);
     let files = |private: Option<&str>| {
         let key = HostKey {
@@ -629,7 +626,7 @@ fn every_rendered_script_passes_shellcheck() {
 #[test]
 fn the_bootstrap_kubeconfig_is_the_seeds() {
     let templates = nodegraft::core::template::Templates::built_in();
-    let text = nodegraft::core::plan::bootstrap_kubeconfig(
+    let text = nodegraft::core::bootstrap::bootstrap_kubeconfig(
         &templates,
         "https://192.168.3.101:6443",
         "Q0E=",

@@ -1,4 +1,4 @@
-//! `access`: what bootstrap tokens may do, the seed's chapter 8.
+//! `access`: what bootstrap tokens may do.
 
 use serde::Serialize;
 

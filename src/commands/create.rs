@@ -152,7 +152,7 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
             .map(|n| n.to_string())
             .ok_or_else(|| "a number from 1 on".into())
     })?;
-    // The seed's habit: a VM named after its address.
+    // A VM may be named after its address.
     let likely = name.parse::<IpAddr>().is_ok().then(|| name.clone());
     let address = ask(
         "--address",

@@ -119,7 +119,7 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
-        None => plan::Cluster::of_kubeconfig(&kubeconfig_or_default(None), None),
+        None => plan::ClusterPlan::of_kubeconfig(&kubeconfig_or_default(None), None),
     };
     let told = source.server;
     let Some(source) = source.source else {

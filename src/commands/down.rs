@@ -20,7 +20,7 @@ use crate::ui::prompt::Prompt;
 
 pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Verdict> {
     let outline = load_outline(&args.spec.file)?;
-    let terms = plan::Cluster::of_spec(&outline.cluster)?;
+    let terms = plan::ClusterPlan::of_spec(&outline.cluster)?;
     let _lock = crate::rooms::state::StateDir::open(&terms.name)?.lock()?;
     let _shared = crate::rooms::state::lock_host(&outline.host.uri, &terms.name)?;
     let host = Host::open(&outline.host.uri).await?;
@@ -61,6 +61,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Verdict> {
             .collect(),
     });
     let remover = Remover::new(
+        &terms.name,
         Some(&host),
         cluster.as_ref(),
         setting.events.clone(),
@@ -110,7 +111,7 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Verdict> {
     })
 }
 
-async fn cluster(terms: &plan::Cluster) -> Result<Option<Cluster>> {
+async fn cluster(terms: &plan::ClusterPlan) -> Result<Option<Cluster>> {
     cluster_if_any(terms).await.map_err(|error| {
         let help = error
             .help()
@@ -312,7 +313,7 @@ async fn release(cluster: &Cluster, name: &str, setting: &Setting) -> usize {
     }
 }
 
-fn tell_of_the_cluster(doomed: &[&Existing], terms: &plan::Cluster, setting: &Setting) {
+fn tell_of_the_cluster(doomed: &[&Existing], terms: &plan::ClusterPlan, setting: &Setting) {
     let names: Vec<&str> = doomed.iter().map(|node| node.owner.node.as_str()).collect();
     if names.is_empty() {
         return;

@@ -9,7 +9,7 @@ use crate::core::error::{Error, Result};
 use crate::core::finding::State;
 use crate::core::first_boot;
 use crate::core::mark::{Claimed, Mark, escape};
-use crate::core::ownership::Owner;
+use crate::core::ownership::{Owner, may_be_template};
 use crate::core::spec::VirtType;
 use crate::rooms::guestfs;
 use crate::rooms::libvirt::Host;
@@ -64,7 +64,7 @@ async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
     {
         let theirs = earlier
             .owner()
-            .filter(|theirs| theirs.cluster == PREPARE && theirs.node == owner.node);
+            .filter(|theirs| theirs.is_node(PREPARE, &owner.node));
         let Some(theirs) = theirs else {
             return Err(Error::unfit(format!(
                 "the name {name} is taken by a domain that is not ours"
@@ -162,7 +162,7 @@ pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
 /// The volumes that VMs can be cloned from: qcow2, and not ours.
 pub fn template_names(pool: &Pool) -> Vec<String> {
     let mut names = pool.names.clone();
-    names.retain(|name| name.ends_with(".qcow2") && !name.starts_with("nodegraft."));
+    names.retain(|name| name.ends_with(".qcow2") && may_be_template(name));
     names.sort();
     names
 }

@@ -11,7 +11,7 @@ use crate::core::error::{Context, Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
 use crate::core::journal::Journal;
 use crate::core::label;
-use crate::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use crate::core::plan::{ClusterPlan, DEADLINES, Deadlines, Member};
 use crate::core::server;
 use crate::core::spec::is_node_name;
 use crate::pipeline::runner::{Walked, names};
@@ -102,7 +102,13 @@ async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &
         };
         // A stop that ended the join does not end its undoing.
         let stop = tokio_util::sync::CancellationToken::new();
-        let remover = Remover::new(None, Some(&machine.cluster), setting.events.clone(), stop);
+        let remover = Remover::new(
+            &machine.terms.name,
+            None,
+            Some(&machine.cluster),
+            setting.events.clone(),
+            stop,
+        );
         left = remover.undo_all(&removal, machine).await.left;
     }
     if bound {
@@ -155,7 +161,7 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
 async fn open(
     args: &cli::Join,
     labels: BTreeMap<String, String>,
-    terms: Terms,
+    terms: ClusterPlan,
     cluster: Cluster,
     setting: &Setting,
 ) -> Result<Machine> {

@@ -1,9 +1,9 @@
-//! `kubeconfig bootstrap`: the file of the seed's chapter 7.
+//! `kubeconfig bootstrap`: the file that a kubelet starts with.
 
 use super::{Setting, Verdict, cluster_of};
 use crate::cli;
+use crate::core::bootstrap::bootstrap_kubeconfig;
 use crate::core::error::{Context, Result};
-use crate::core::plan::bootstrap_kubeconfig;
 use crate::rooms::cluster::token::Token;
 use crate::rooms::files;
 use crate::ui;

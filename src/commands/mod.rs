@@ -22,7 +22,7 @@ use crate::cli::{ClusterArgs, Output, SpecArgs};
 use crate::core::error::{Context, Error, Kind, Result};
 use crate::core::event::Subject;
 use crate::core::journal::Journal;
-use crate::core::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
+use crate::core::plan::{ClusterPlan, ClusterSource, Plan};
 use crate::core::spec::{Outline, Spec, rooted};
 use crate::core::template::Templates;
 use crate::pipeline::runner::Walk;
@@ -133,10 +133,10 @@ pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Opened> {
 pub async fn joined_cluster(
     args: &ClusterArgs,
     setting: &Setting,
-) -> Result<(PlannedCluster, Cluster)> {
+) -> Result<(ClusterPlan, Cluster)> {
     let planned = match &args.file {
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
-        None => PlannedCluster::of_kubeconfig(
+        None => ClusterPlan::of_kubeconfig(
             &kubeconfig_or_default(args.kubeconfig.as_deref()),
             args.context.clone(),
         ),
@@ -168,7 +168,7 @@ pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster
 }
 
 /// The planned cluster, or `None` where nothing joins.
-pub async fn cluster_if_any(planned: &PlannedCluster) -> Result<Option<Cluster>> {
+pub async fn cluster_if_any(planned: &ClusterPlan) -> Result<Option<Cluster>> {
     match &planned.source {
         Some(source) => open_cluster(source).await.map(Some),
         None => Ok(None),

@@ -4,10 +4,13 @@ use serde::Serialize;
 
 use super::{Setting, Verdict};
 use crate::cli::{self, Output};
+use crate::core::bootstrap::bootstrap_kubeconfig;
+use crate::core::domain_xml::HostFacts;
 use crate::core::error::Result;
+use crate::core::host_key::HostKey;
 use crate::core::mark::Mark;
 use crate::core::ownership::Owner;
-use crate::core::plan::{HostFacts, HostKey, Node, Plan};
+use crate::core::plan::{Node, Plan};
 use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Stage, Work};
 use crate::stages::{node_stages, run_stages};
@@ -80,11 +83,7 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
         disk_path: "<path of the disk>".into(),
         seed_path: "<path of the seed volume>".into(),
     };
-    let owner = Owner {
-        cluster: plan.cluster.name.clone(),
-        node: node.name.clone(),
-        instance: "<instance, made by up>".into(),
-    };
+    let owner = Owner::of(&plan.cluster.name, &node.name, "<instance, made by up>");
     let key = HostKey {
         public: "<public host key>".into(),
         private: Some("<private host key, made by up>".into()),
@@ -119,7 +118,12 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
         .unwrap_or("<server of the kubeconfig>");
     files.push((
         "join/bootstrap-kubelet.conf".into(),
-        plan.bootstrap_kubeconfig(server, "<CA of the kubeconfig>", "<token, made by up>")?,
+        bootstrap_kubeconfig(
+            &plan.templates,
+            server,
+            "<CA of the kubeconfig>",
+            "<token, made by up>",
+        )?,
     ));
     for name in ["join/reset.sh", "join/start.sh"] {
         files.push((

@@ -8,7 +8,6 @@ use crate::core::plan::Plan;
 use crate::rooms::files;
 use crate::rooms::libvirt::Host;
 use crate::rooms::state::StateDir;
-use crate::stages::is_claim;
 
 /// Replaces this process with `ssh`; returns only if that fails.
 pub async fn run(
@@ -23,7 +22,7 @@ pub async fn run(
     let domains = host.domains().await?;
     let mark = domains
         .into_iter()
-        .find(|domain| is_claim(domain, &plan.cluster.name, &node.name))
+        .find(|domain| domain.is_claim(&plan.cluster.name, &node.name))
         .and_then(|domain| domain.mark);
     let mark = mark.ok_or_else(|| {
         Error::unfit(format!(

@@ -1,4 +1,4 @@
-//! `token`: bootstrap tokens, the seed's chapters 3, 4 and 6.
+//! `token`: bootstrap tokens, made, listed and deleted.
 
 use super::{Setting, Verdict, cluster_of};
 use crate::cli::{self, CreateToken, Output};

@@ -245,7 +245,7 @@ fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
         .domains
         .iter()
         .filter_map(|domain| domain.owner())
-        .filter(|owner| owner.cluster == run.plan.cluster.name);
+        .filter(|owner| owner.is_of(&run.plan.cluster.name));
     for stray in owners.filter(|owner| !run.plan.names.contains(&owner.node)) {
         setting.events.send(Event::Warning {
             node: None,
@@ -291,6 +291,7 @@ async fn recreate(
             return failed(NodeResult::Failed, one_line(&refusal));
         }
         let remover = Remover::new(
+            &run.plan.cluster.name,
             Some(&run.host),
             cluster,
             setting.events.clone(),
@@ -403,12 +404,6 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     if things.is_empty() {
         return "; this run had made nothing of it".into();
     }
-    // The claim of this run proves itself, whether or not it was seen since: its UUID is the instance.
-    let owner = |uuid: &str| Owner {
-        cluster: on.run.plan.cluster.name.clone(),
-        node: on.node.name.clone(),
-        instance: uuid.replace('-', ""),
-    };
     let made = things.iter().find_map(|thing| match thing {
         Thing::Domain { uuid, .. } => Some(uuid.clone()),
         _ => None,
@@ -419,7 +414,7 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     // What was under way when the run ended may yet make something.
     on.host.settle().await;
     let removal = Removal {
-        owner: owner(&uuid),
+        owner: Owner::of_domain(&on.run.plan.cluster.name, &on.node.name, &uuid),
         uuid: Some(uuid),
         things,
         drain: None,
@@ -428,6 +423,7 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     // A stop that ended the run does not end its undoing.
     let stop = tokio_util::sync::CancellationToken::new();
     let remover = Remover::new(
+        &on.run.plan.cluster.name,
         Some(&on.host),
         on.run.cluster.as_ref(),
         setting.events.clone(),

@@ -2,7 +2,8 @@
 //! for images without cloud-init. The unit itself is `templates/first-boot/firstboot.sh`.
 
 use crate::core::error::{Error, Result};
-use crate::core::plan::{HostKey, Node, Plan};
+use crate::core::host_key::HostKey;
+use crate::core::plan::{Node, Plan};
 use crate::core::spec::{self, FirstBoot};
 use crate::core::template::Templates;
 

@@ -96,10 +96,11 @@ impl Mark {
         } else {
             format!("{prefix}:")
         };
+        let [cluster, node, instance] = self.owner.parts();
         let attributes = [
-            ("cluster", self.owner.cluster.as_str()),
-            ("node", &self.owner.node),
-            ("instance", &self.owner.instance),
+            ("cluster", cluster),
+            ("node", node),
+            ("instance", instance),
             ("address", &self.address),
             ("host_key", &self.host_key),
             ("seed", self.seed.word()),
@@ -160,11 +161,11 @@ impl Mark {
                 .filter(move |child| child.is_element() && child.tag_name().name() == tag)
         };
         let seed = text(element, "seed")?;
-        let owner = Owner {
-            cluster: text(element, "cluster")?,
-            node: text(element, "node")?,
-            instance: text(element, "instance")?,
-        };
+        let owner = Owner::of(
+            text(element, "cluster")?,
+            text(element, "node")?,
+            text(element, "instance")?,
+        );
         let volumes = children("volume").map(|volume| {
             Ok(Claimed {
                 pool: text(volume, "pool")?,
@@ -212,7 +213,7 @@ mod tests {
         ) {
             let word = |at: usize| words[at].clone();
             let mark = Mark {
-                owner: Owner { cluster: word(0), node: word(1), instance: word(2) },
+                owner: Owner::of(word(0), word(1), word(2)),
                 address: word(3),
                 host_key: word(4),
                 seed,

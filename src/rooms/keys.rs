@@ -3,7 +3,7 @@
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
 
 use crate::core::error::{Cause, Kind};
-use crate::core::plan::HostKey;
+use crate::core::host_key::HostKey;
 
 /// Why a key cannot be had, or used.
 #[derive(Debug, thiserror::Error)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use jiff::Timestamp;
-use sha2::Digest;
 
+use crate::core::digest::{hex, sha256};
 use crate::core::error::{Context, Error, Kind, Result};
 use crate::core::plain;
 use crate::rooms::files::{self, Failure};
@@ -168,7 +168,7 @@ fn set_aside(path: &Path) -> Result<()> {
 /// none: a claim still has only one owner, and a guest runs one step at a time.
 pub fn lock_host(uri: &str, cluster: &str) -> Result<Option<Lock>> {
     use std::os::unix::fs::PermissionsExt;
-    let known = crate::core::plan::hex(&sha2::Sha256::digest(format!("{uri}\n{cluster}"))[..8]);
+    let known = hex(&sha256(format!("{uri}\n{cluster}"))[..8]);
     let path = PathBuf::from(format!("/run/lock/nodegraft.{known}"));
     // Opened before it is made: with O_CREAT the kernel refuses a file of somebody else's in such a directory.
     let opened = OpenOptions::new()

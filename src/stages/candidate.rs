@@ -17,7 +17,7 @@ use crate::rooms::ssh::{Kept, OpenError, Session, Target};
 /// The cluster that is joined, and on which terms.
 pub trait Joining: Work {
     fn cluster(&self) -> &Cluster;
-    fn terms(&self) -> &plan::Cluster;
+    fn terms(&self) -> &plan::ClusterPlan;
     fn templates(&self) -> &Templates;
 }
 
@@ -45,11 +45,11 @@ pub trait Candidate: Joining<Planned = plan::Node> {
 
     /// Whose its Node, its token and its requests are.
     fn membership(&self) -> Result<Owner> {
-        Ok(Owner {
-            cluster: self.terms().name.clone(),
-            node: self.member().name.clone(),
-            instance: self.instance()?,
-        })
+        Ok(Owner::of(
+            &self.terms().name,
+            &self.member().name,
+            self.instance()?,
+        ))
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Machine {
     pub machine_id: String,
     pub target: Target,
     pub cluster: Cluster,
-    pub terms: plan::Cluster,
+    pub terms: plan::ClusterPlan,
     pub templates: Templates,
     /// What it was before is to be cleared.
     reset: bool,
@@ -85,7 +85,7 @@ impl Machine {
         machine_id: String,
         (target, session): (Target, Session),
         cluster: Cluster,
-        terms: plan::Cluster,
+        terms: plan::ClusterPlan,
         templates: Templates,
         reset: bool,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Joining for Machine {
         &self.cluster
     }
 
-    fn terms(&self) -> &plan::Cluster {
+    fn terms(&self) -> &plan::ClusterPlan {
         &self.terms
     }
 

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use super::candidate::{Candidate, Earlier};
 use super::facts::{self, Begun, Known, server};
 use super::{access, locked, serving};
+use crate::core::bootstrap::bootstrap_kubeconfig;
 use crate::core::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
-use crate::core::plan::{self, bootstrap_kubeconfig};
+use crate::core::plan;
 use crate::core::spec;
 use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -61,7 +62,7 @@ impl<C: Candidate> Stage<C> for Join {
     async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         let (member, owner) = (on.member(), on.membership()?);
         let node = on.cluster().node(&member.name).await?;
-        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner.instance)) {
+        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner)) {
             return Ok(Check::Conflict(taken(
                 &member.name,
                 other.address.as_deref(),
@@ -140,7 +141,7 @@ impl<C: Candidate> Stage<C> for Join {
                 registered(on, &session, begun).await?
             }
         };
-        if !node.is_of(&owner.instance) {
+        if !node.is_of(&owner) {
             return Err(taken(name, node.address.as_deref()));
         }
         let (labels, taints) = on.wanted(&node);
@@ -188,7 +189,7 @@ fn shared_machine_id(node: &Node, owner: &Owner) -> Error {
         node.name,
         node.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default()
     ))
-    .because(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.instance))
+    .because(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.machine_id()))
     .with_help("give this machine an id of its own: rm /etc/machine-id && systemd-machine-id-setup, reboot it, and give it another name; the Node was not touched")
 }
 
@@ -316,10 +317,7 @@ async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Resul
     };
     let is_rival = |other: &&OurToken| {
         let alive = other.expires.is_none_or(|expires| expires > mine.created);
-        alive
-            && other.owner.node == owner.node
-            && other.owner.instance != owner.instance
-            && age(other) < age(mine)
+        alive && other.owner.is_rival_of(owner) && age(other) < age(mine)
     };
     match tokens.iter().find(is_rival) {
         None => Ok(()),
@@ -407,7 +405,7 @@ async fn with_token<C: Candidate>(
     if let Some(node) = cluster
         .node(&member.name)
         .await?
-        .filter(|node| node.is_of(&owner.instance))
+        .filter(|node| node.is_of(&owner))
     {
         // Of this machine nothing renews its lease any more.
         if lives_elsewhere(on, &Found::look(session).await?, &node).await? {

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::NodeRun;
 use crate::core::error::{Context, Error, Result, one_line};
+use crate::core::host_key::HostKey;
 use crate::core::journal::Journal;
 use crate::core::mark::{Claimed, SeedState};
-use crate::core::plan::{HostKey, Node};
+use crate::core::plan::Node;
 use crate::core::spec::Size;
 use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -196,7 +197,7 @@ async fn blank_seed(on: &mut NodeRun) -> Result<()> {
     };
     let files = on.run.plan.seed_files(
         &on.node,
-        &mark.owner.instance,
+        mark.owner.machine_id(),
         &key,
         &on.run.authorized_keys,
     )?;

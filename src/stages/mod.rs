@@ -36,7 +36,6 @@ pub use run::{Opened, Run, Sight};
 use crate::core::plan;
 use crate::core::spec::FirstBoot;
 use crate::pipeline::stage::Stage;
-use crate::rooms::libvirt::domain::Domain;
 
 /// Once per run, in this order. `join` is false for machines that join no cluster.
 pub fn run_stages(join: bool) -> Vec<Box<dyn Stage<Opened>>> {
@@ -72,13 +71,6 @@ pub fn join_stages<C: Candidate>() -> Vec<Box<dyn Stage<C>>> {
 /// What a join needs of the cluster, once per run.
 pub fn access_stages<C: Joining>() -> Vec<Box<dyn Stage<C>>> {
     vec![Box::new(access::Access)]
-}
-
-/// Whether a domain is the claim on a node.
-pub fn is_claim(domain: &Domain, cluster: &str, node: &str) -> bool {
-    domain
-        .owner()
-        .is_some_and(|owner| owner.cluster == cluster && owner.node == node)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

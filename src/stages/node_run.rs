@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::candidate::{Candidate, Earlier, Joining};
-use super::is_claim;
 use super::run::Run;
 use crate::core::error::{Error, Result};
 use crate::core::mark::{Claimed, Mark, SeedState};
@@ -99,7 +98,7 @@ impl NodeRun {
     pub fn claim(&self) -> Option<Domain> {
         self.domain
             .clone()
-            .filter(|domain| is_claim(domain, &self.run.plan.cluster.name, &self.node.name))
+            .filter(|domain| domain.is_claim(&self.run.plan.cluster.name, &self.node.name))
     }
 
     /// Asks libvirt anew: for the claim by its UUID, where there is none for what bears the node's name.
@@ -232,7 +231,7 @@ impl Joining for NodeRun {
         self.run.cluster()
     }
 
-    fn terms(&self) -> &plan::Cluster {
+    fn terms(&self) -> &plan::ClusterPlan {
         self.run.terms()
     }
 
@@ -248,7 +247,7 @@ impl Candidate for NodeRun {
     }
 
     fn instance(&self) -> Result<String> {
-        self.owner().map(|owner| owner.instance)
+        self.owner().map(|owner| owner.machine_id().to_owned())
     }
 
     async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {

@@ -8,15 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::join::taken;
-use super::{Opened, Sight, is_claim};
+use super::{Opened, Sight};
 use crate::core::error::{Error, Result, one_line, system_words};
 use crate::core::finding::{Finding, State};
 use crate::core::journal::Journal;
 use crate::core::mark::SeedState;
-use crate::core::ownership::Owner;
+use crate::core::ownership::{Owner, may_be_template, whose};
 use crate::core::plan::{Node, Plan};
 use crate::core::server;
-use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
+use crate::core::spec::{self, CloneMode, FirstBoot, Network, Size, VirtType};
 use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::Right;
@@ -128,7 +128,7 @@ async fn wanted_volumes(host: &Host, plan: &Plan, domains: &[Domain]) -> Result<
         domains
             .iter()
             .filter_map(Domain::owner)
-            .filter(|owner| owner.cluster == plan.cluster.name)
+            .filter(|owner| owner.is_of(&plan.cluster.name))
             .map(Owner::disk),
     );
     host.pool(&plan.host.pool, move |name| wanted.contains(name))
@@ -337,14 +337,11 @@ fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
         .domains
         .iter()
         .find(|domain| domain.name == node.name)?;
-    let whose = domain.owner().map_or_else(
-        || "not ours".to_owned(),
-        |owner| format!("of the cluster {}", owner.cluster),
-    );
     Some(Finding::bad(
         format!(
-            "the name {} is taken by a domain that is {whose}",
-            node.name
+            "the name {} is taken by a domain that is {}",
+            node.name,
+            whose(domain.owner())
         ),
         format!(
             "give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}",
@@ -377,7 +374,7 @@ fn address_taken(node: &Node, cluster: &str, sight: &Sight) -> Option<Finding> {
     let other = sight
         .domains
         .iter()
-        .find(|domain| is_at(domain, node.ip) && !is_claim(domain, cluster, &node.name))?;
+        .find(|domain| is_at(domain, node.ip) && !domain.is_claim(cluster, &node.name))?;
     Some(Finding::bad(
         format!(
             "the address {} of {} is that of the domain {}",
@@ -418,7 +415,7 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
                 .names
                 .iter()
                 .map(String::as_str)
-                .filter(|name| !name.starts_with("nodegraft."))
+                .filter(|name| may_be_template(name))
                 .collect();
             findings.push(Finding::bad(
                 format!("the pool {} has no template volume {template}", pool.name),

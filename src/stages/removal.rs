@@ -67,8 +67,10 @@ pub struct Removed {
     pub stopped: bool,
 }
 
-/// With what things are removed.
+/// With what things of a cluster are removed.
 pub struct Remover<'a> {
+    /// The cluster's name.
+    of: &'a str,
     host: Option<&'a Host>,
     cluster: Option<&'a Cluster>,
     events: Events,
@@ -106,12 +108,14 @@ impl Removal {
 
 impl<'a> Remover<'a> {
     pub fn new(
+        of: &'a str,
         host: Option<&'a Host>,
         cluster: Option<&'a Cluster>,
         events: Events,
         stop: CancellationToken,
     ) -> Self {
         Self {
+            of,
             host,
             cluster,
             events,
@@ -320,9 +324,7 @@ impl<'a> Remover<'a> {
         {
             Some((_, inventory)) => Arc::clone(inventory),
             None => {
-                let inventory = Arc::new(
-                    Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?,
-                );
+                let inventory = Arc::new(Inventory::take(host, None, self.of, Ask::Nodes).await?);
                 *again = Some((Instant::now(), Arc::clone(&inventory)));
                 inventory
             }
@@ -484,9 +486,7 @@ impl<'a> Remover<'a> {
             return Ok(Undone::Absent);
         };
         let node = cluster.node(name).await?;
-        let ours = node
-            .as_ref()
-            .filter(|node| node.is_of(&removal.owner.instance));
+        let ours = node.as_ref().filter(|node| node.is_of(&removal.owner));
         let mut tokens: Vec<String> = ours
             .and_then(|node| node.token.clone())
             .into_iter()

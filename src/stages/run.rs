@@ -1,7 +1,7 @@
 //! A run: what all its stages share, and the host as Preflight saw it.
 
 use super::candidate::Joining;
-use super::{is_claim, steps};
+use super::steps;
 use crate::core::error::{Error, Result};
 use crate::core::plan::{self, Plan};
 use crate::core::template::Templates;
@@ -61,7 +61,7 @@ impl<S: Send + Sync> Joining for Run<S> {
             .expect("Access, Join and Ready are not in the list of machines that join nothing")
     }
 
-    fn terms(&self) -> &plan::Cluster {
+    fn terms(&self) -> &plan::ClusterPlan {
         &self.plan.cluster
     }
 
@@ -86,7 +86,7 @@ impl Sight {
     pub fn claim(&self, cluster: &str, node: &str) -> Option<&Domain> {
         self.domains
             .iter()
-            .find(|domain| is_claim(domain, cluster, node))
+            .find(|domain| domain.is_claim(cluster, node))
     }
 
     pub fn has_kvm(&self) -> bool {

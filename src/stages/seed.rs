@@ -62,7 +62,7 @@ impl Stage<NodeRun> for Seed {
         let key = keys::generate(&on.node.hostname).doing("making the host key")?;
         let files = on.run.plan.seed_files(
             &on.node,
-            &mark.owner.instance,
+            mark.owner.machine_id(),
             &key,
             &on.run.authorized_keys,
         )?;

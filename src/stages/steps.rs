@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 
 use super::{NodeRun, locked};
+use crate::core::digest::{hex, sha256};
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::Journal;
 use crate::core::plain;
-use crate::core::plan::{Node, Step, Upload, hex};
+use crate::core::plan::{Node, Step, Upload};
 use crate::core::stage_name::StageName;
 use crate::core::template::{Templates, shell_quote};
 use crate::pipeline::stage::{Check, Reporter, Stage};
@@ -68,7 +68,7 @@ impl Shared {
         let path = file.to_owned();
         let read = tokio::task::spawn_blocking(move || {
             files::read_bytes(Path::new(&path)).map(|bytes| Content {
-                digest: hex(&Sha256::digest(&bytes)),
+                digest: hex(&sha256(&bytes)),
                 bytes: bytes.into(),
             })
         });
@@ -164,7 +164,7 @@ fn runner(templates: &Templates) -> Result<Runner> {
         .ok_or_else(|| Error::bug(format!("the template {RUNNER} is missing")))?
         .to_owned();
     Ok(Runner {
-        path: format!("{DIR}/run-step.{}.sh", hex(&Sha256::digest(&text)[..4])),
+        path: format!("{DIR}/run-step.{}.sh", hex(&sha256(&text)[..4])),
         text,
     })
 }
@@ -218,7 +218,7 @@ async fn pending<'a>(on: &'a NodeRun, session: &Session) -> Result<Vec<Pending<'
 fn marker(script: &str, file: Option<&str>) -> String {
     file.map_or_else(
         || script.to_owned(),
-        |file| hex(&Sha256::digest(format!("{script}\n{file}"))[..16]),
+        |file| hex(&sha256(format!("{script}\n{file}"))[..16]),
     )
 }
 

@@ -10,7 +10,7 @@ use crate::core::error::{Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::mark::Claimed;
 use crate::core::plan::Node;
-use crate::core::spec::{Clone as CloneMode, Size};
+use crate::core::spec::{CloneMode, Size};
 use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::libvirt::Host;

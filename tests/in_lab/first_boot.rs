@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use nodegraft::core::plan::{HostKey, Plan};
+use nodegraft::core::host_key::HostKey;
+use nodegraft::core::plan::Plan;
 use nodegraft::core::spec::Spec;
 use nodegraft::core::template::Templates;
 

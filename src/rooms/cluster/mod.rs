@@ -131,25 +131,21 @@ fn pem(der: &[u8]) -> String {
 
 /// The annotations that tell whose something is.
 fn annotations(owner: &Owner) -> BTreeMap<String, String> {
-    let pairs = [
-        (CLUSTER_ANNOTATION, &owner.cluster),
-        (NODE_ANNOTATION, &owner.node),
-        (INSTANCE_ANNOTATION, &owner.instance),
-    ];
-    pairs
+    [CLUSTER_ANNOTATION, NODE_ANNOTATION, INSTANCE_ANNOTATION]
         .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .zip(owner.parts())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
 }
 
 /// Whose something is by its annotations, if all of them are there.
 fn owner(annotations: Option<&BTreeMap<String, String>>) -> Option<Owner> {
     let text = |key: &str| annotations?.get(key).cloned();
-    Some(Owner {
-        cluster: text(CLUSTER_ANNOTATION)?,
-        node: text(NODE_ANNOTATION)?,
-        instance: text(INSTANCE_ANNOTATION)?,
-    })
+    Some(Owner::of(
+        text(CLUSTER_ANNOTATION)?,
+        text(NODE_ANNOTATION)?,
+        text(INSTANCE_ANNOTATION)?,
+    ))
 }
 
 /// Whether something bears the label of all that we make.

@@ -1,4 +1,4 @@
-//! Bootstrap tokens (the seed's chapters 3, 4 and 6): `id.secret`, kept in a Secret of kube-system.
+//! Bootstrap tokens: `id.secret`, kept in a Secret of kube-system.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -411,7 +411,7 @@ mod tests {
         }
     }
 
-    /// The Secret of the seed's chapter 6.
+    /// The Secret that Kubernetes documents for a bootstrap token.
     #[test]
     fn a_token_is_stored_as_the_seed_stores_it() {
         let terms = Terms {
@@ -425,7 +425,7 @@ mod tests {
                 .secret(&terms),
         )
         .unwrap();
-        let seed = serde_json::json!({
+        let expected = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": "bootstrap-token-398c7c", "namespace": "kube-system"},
@@ -437,6 +437,6 @@ mod tests {
                 "usage-bootstrap-signing": "true",
             },
         });
-        assert_eq!(secret, seed);
+        assert_eq!(secret, expected);
     }
 }

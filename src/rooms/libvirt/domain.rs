@@ -39,6 +39,12 @@ impl Domain {
         ownership::owner(self.mark.as_ref(), &self.uuid)
     }
 
+    /// Whether it is the claim on a node.
+    pub fn is_claim(&self, cluster: &str, node: &str) -> bool {
+        self.owner()
+            .is_some_and(|owner| owner.is_node(cluster, node))
+    }
+
     /// The mark of a domain of ours.
     pub fn proven_mark(&self) -> Option<&Mark> {
         self.mark.as_ref().filter(|_| self.owner().is_some())
