@@ -1,7 +1,7 @@
 //! What went wrong, of what kind, why, and what to do next. An error's own text is one clause; only `ui` prints the chain
 //! behind it.
 
-use std::error::Error as StdError;
+use std::error;
 use std::io;
 
 /// What an error means to whoever ran the command. `main` alone turns it into an exit code.
@@ -25,7 +25,7 @@ pub enum Kind {
 
 /// The error of a room: it knows its kind, and its remedy if there is one. Errors of libraries have neither, which is why
 /// [`Context::doing`] does not take them: the room says first what they mean.
-pub trait Cause: StdError + Send + Sync + 'static {
+pub trait Cause: error::Error + Send + Sync + 'static {
     fn kind(&self) -> Kind;
 
     /// What to do next.
@@ -34,7 +34,7 @@ pub trait Cause: StdError + Send + Sync + 'static {
     }
 }
 
-type Source = Box<dyn StdError + Send + Sync>;
+type Source = Box<dyn error::Error + Send + Sync>;
 
 /// One failure: its kind, a clause, its cause, lines worth reading, and a remedy.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ impl Error {
     }
 
     /// The nearest cause of a type, this error aside.
-    pub fn cause<E: StdError + 'static>(&self) -> Option<&E> {
+    pub fn cause<E: error::Error + 'static>(&self) -> Option<&E> {
         chain(self).skip(1).find_map(|error| error.downcast_ref())
     }
 
@@ -179,8 +179,8 @@ impl Error {
 }
 
 /// An error and the causes below it, nearest first.
-fn chain(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = error;
+fn chain(error: &Error) -> impl Iterator<Item = &(dyn error::Error + 'static)> {
+    let first: &(dyn error::Error + 'static) = error;
     std::iter::successors(Some(first), |error| (*error).source())
 }
 

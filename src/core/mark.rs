@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use roxmltree::{Document, Node as Element};
+use roxmltree::{Document, Node};
 
 use crate::core::error::{Error, Result};
 use crate::core::ownership::Owner;
@@ -148,8 +148,8 @@ impl Mark {
         Self::read(element).ok()
     }
 
-    fn read(element: Element<'_, '_>) -> Result<Self> {
-        let text = |element: Element<'_, '_>, key: &str| {
+    fn read(element: Node<'_, '_>) -> Result<Self> {
+        let text = |element: Node<'_, '_>, key: &str| {
             element
                 .attribute(key)
                 .map(str::to_owned)

@@ -272,7 +272,7 @@ mod tests {
         ];
         assert_eq!(
             unclaimed("lab", present.into_iter(), [&mark].into_iter()),
-            [left.clone()]
+            std::slice::from_ref(&left)
         );
         assert!(may_be_template("debian.qcow2") && !may_be_template(&left.name));
     }
