@@ -11,6 +11,7 @@ mod architecture;
 mod cli;
 mod debian;
 mod environment;
+mod errors;
 mod faults;
 mod fixture;
 mod in_lab;

@@ -228,7 +228,8 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
     if args.join {
         join(args, &mut spec)?;
     }
-    serde_saphyr::to_string(&spec).map_err(|error| Error::bug("writing the spec").because(error))
+    serde_saphyr::to_string(&spec)
+        .map_err(|error| Error::bug("writing the spec").because(error.to_string()))
 }
 
 /// CentOS images without cloud-init are what this command was made for; one that has it leaves our unit idle.

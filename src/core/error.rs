@@ -36,6 +36,27 @@ pub trait Cause: error::Error + Send + Sync + 'static {
 
 type Source = Box<dyn error::Error + Send + Sync>;
 
+/// Why something failed: a clause, or an error that knows its kind. What a library says is neither.
+pub struct Why(Source);
+
+impl From<&str> for Why {
+    fn from(clause: &str) -> Self {
+        Self(clause.into())
+    }
+}
+
+impl From<String> for Why {
+    fn from(clause: String) -> Self {
+        Self(clause.into())
+    }
+}
+
+impl<E: Cause> From<E> for Why {
+    fn from(cause: E) -> Self {
+        Self(Box::new(cause))
+    }
+}
+
 /// One failure: its kind, a clause, its cause, lines worth reading, and a remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
@@ -119,9 +140,8 @@ impl Error {
         self
     }
 
-    /// Why: another error, or a clause.
-    pub fn because(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+    pub fn because(mut self, why: impl Into<Why>) -> Self {
+        self.source = Some(why.into().0);
         self
     }
 
@@ -279,8 +299,8 @@ mod tests {
 
     #[test]
     fn a_cause_that_repeats_its_source_is_told_once() {
-        let io = std::io::Error::other("refused");
-        let error = Error::failed("connecting").because(Error::failed("dial: refused").because(io));
+        let dial = Error::failed("dial: refused").because("refused");
+        let error = Error::failed("connecting").because(dial);
         assert_eq!(error.causes(), ["dial: refused"]);
     }
 }

@@ -135,8 +135,7 @@ impl Mark {
 
     /// Reads the element alone.
     pub fn parse(xml: &str) -> Result<Self> {
-        let document = Document::parse(xml)
-            .map_err(|error| Error::unfit("the mark is not XML").because(error))?;
+        let document = Document::parse(xml).map_err(|_| Error::unfit("the mark is not XML"))?;
         Self::read(document.root_element())
     }
 

@@ -28,3 +28,4 @@ pub mod spec;
 pub mod stage_name;
 pub mod taint;
 pub mod template;
+pub mod yaml;

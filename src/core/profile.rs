@@ -9,6 +9,7 @@ use crate::core::kubelet::Runtime;
 use crate::core::nearest::nearest;
 use crate::core::shape::Shape;
 use crate::core::template::Templates;
+use crate::core::yaml;
 
 /// Below `templates/`: a directory for each profile.
 const FOLDER: &str = "profiles";
@@ -67,9 +68,8 @@ impl Profile {
                 )),
             );
         };
-        let mut profile: Self = serde_saphyr::from_str(text).map_err(|error| {
-            Error::refused(format!("the profile {path} does not parse")).because(error)
-        })?;
+        let mut profile: Self = yaml::read(text)
+            .map_err(|mistake| Error::refused(format!("the profile {path}:{mistake}")))?;
         name.clone_into(&mut profile.name);
         for step in &profile.steps {
             let script = profile.script(step);

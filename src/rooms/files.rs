@@ -12,6 +12,9 @@ use crate::core::error::{Cause, Kind, system_words};
 pub enum Failure {
     #[error("it does not exist")]
     Absent,
+    /// Of what is to be made.
+    #[error("nothing can be made there")]
+    NoPlace,
     #[error("it exists already")]
     Exists,
     #[error("permission denied")]
@@ -40,6 +43,7 @@ impl Cause for Failure {
     fn help(&self) -> Option<String> {
         let help = match self {
             Self::Absent | Self::Directory => "is the path right?",
+            Self::NoPlace => "does the directory above it exist?",
             Self::Exists => "name one that does not exist: nothing is overwritten",
             Self::Forbidden => "do you have permission for it and the directories above it?",
             Self::ReadOnly => "name a place that can be written to",
@@ -66,6 +70,16 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl Failure {
+    /// Of what was to be made: that it does not exist is no news.
+    pub(super) fn making(error: io::Error) -> Self {
+        match error.into() {
+            Self::Absent => Self::NoPlace,
+            other => other,
+        }
+    }
+}
+
 type Result<T> = std::result::Result<T, Failure>;
 
 pub fn read(path: &Path) -> Result<String> {
@@ -77,12 +91,12 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    Ok(fs::write(path, text)?)
+    fs::write(path, text).map_err(Failure::making)
 }
 
 /// A new file, or an earlier one emptied.
 pub fn create(path: &Path) -> Result<fs::File> {
-    Ok(fs::File::create(path)?)
+    fs::File::create(path).map_err(Failure::making)
 }
 
 /// A new file that nobody else can read, not even for a moment.
@@ -91,13 +105,14 @@ pub fn create_private(path: &Path, text: &str) -> Result<()> {
         .create_new(true)
         .write(true)
         .mode(0o600)
-        .open(path)?;
+        .open(path)
+        .map_err(Failure::making)?;
     Ok(file.write_all(text.as_bytes())?)
 }
 
 /// A directory with those above it.
 pub fn create_dirs(path: &Path) -> Result<()> {
-    Ok(fs::create_dir_all(path)?)
+    fs::create_dir_all(path).map_err(Failure::making)
 }
 
 #[cfg(test)]
@@ -116,6 +131,7 @@ mod tests {
             create_private(&at("there"), "").unwrap_err(),
             create_dirs(&at("there/below")).unwrap_err(),
             write(Path::new("/dev/full"), "x").unwrap_err(),
+            create_dirs(Path::new("/proc/x")).unwrap_err(),
         ];
         let words = said.each_ref().map(ToString::to_string);
         assert_eq!(
@@ -127,6 +143,7 @@ mod tests {
                 "it exists already",
                 "not a directory",
                 "its file system is full",
+                "nothing can be made there",
             ]
         );
         assert_eq!(said[3].kind(), Kind::Refused);

@@ -58,7 +58,7 @@ impl StateDir {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .map_err(Failure::from)
+            .map_err(Failure::making)
             .doing(format!("making the directory {}", dir.display()))
     }
 

@@ -77,12 +77,10 @@ pub fn note(text: &str) {
 pub fn print_data(value: &impl Serialize, output: Output) -> Result<()> {
     let what = "encoding the result";
     let text = match output {
-        Output::Yaml => {
-            serde_saphyr::to_string(value).map_err(|error| Error::bug(what).because(error))?
-        }
-        Output::Json | Output::Text => {
-            serde_json::to_string_pretty(value).map_err(|error| Error::bug(what).because(error))?
-        }
+        Output::Yaml => serde_saphyr::to_string(value)
+            .map_err(|error| Error::bug(what).because(error.to_string()))?,
+        Output::Json | Output::Text => serde_json::to_string_pretty(value)
+            .map_err(|error| Error::bug(what).because(error.to_string()))?,
     };
     print(&format!("{}\n", text.trim_end()))
 }
