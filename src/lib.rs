@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod commands;
 pub mod core;
+pub mod exit;
 pub mod pipeline;
 pub mod rooms;
 pub mod stages;

@@ -7,8 +7,9 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 
 use nodegraft::cli::{self, Cli, Command};
-use nodegraft::commands::{self, Setting};
-use nodegraft::core::error::{Error, Exit, Result};
+use nodegraft::commands::{self, Setting, Verdict};
+use nodegraft::core::error::{Error, Result, system_words};
+use nodegraft::exit::Exit;
 use nodegraft::pipeline::stage::Events;
 use nodegraft::ui;
 
@@ -22,8 +23,8 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            ui::print_error(&Error::new("starting the runtime").because(error));
-            return code(Exit::Bug);
+            ui::print_error(&Error::unfit("starting threads").because(system_words(&error)));
+            return code(Exit::Unfit);
         }
     };
     let stop = CancellationToken::new();
@@ -42,18 +43,19 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(30));
     let _ = shown.join();
     match result {
-        Ok(exit) => code(exit),
+        Ok(Verdict::Done) => code(Exit::Done),
+        Ok(Verdict::Reported(kind)) => code(kind.into()),
         Err(error) => {
             if !error.is_shown() {
                 ui::print_error(&error);
             }
-            code(error.exit().unwrap_or(Exit::Bug))
+            code(error.kind().into())
         }
     }
 }
 
 /// The map of the tool.
-async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
+async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Verdict> {
     match &cli.command {
         Command::Up(args) => commands::up::run(args, setting).await,
         Command::Down(args) => commands::down::run(args, setting).await,
@@ -75,7 +77,7 @@ async fn dispatch(cli: &Cli, setting: &Setting) -> Result<Exit> {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "nodegraft", &mut script);
             ui::print(&String::from_utf8_lossy(&script))?;
-            Ok(Exit::Done)
+            Ok(Verdict::Done)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use nodegraft::core::error::{Error, Exit, one_line};
+use nodegraft::core::error::{Error, Kind, one_line};
 use nodegraft::core::finding::State;
 use nodegraft::core::ownership::Owner;
 use nodegraft::rooms::cluster::Cluster;
@@ -27,11 +27,7 @@ const BINDING: &str =
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 
 fn owner() -> Owner {
-    Owner {
-        cluster: "homelab".into(),
-        node: "n1".into(),
-        instance: "abc".into(),
-    }
+    Owner::of("homelab", "n1", "abc")
 }
 
 /// A Node whose kubelet runs on the machine `abc`.
@@ -192,7 +188,7 @@ async fn a_wrong_address_is_told_at_once_and_a_server_that_stumbles_is_waited_fo
         .await
         .err()
         .unwrap();
-    assert_eq!(error.exit(), Some(Exit::Unfit));
+    assert_eq!(error.kind(), Kind::Unfit);
     assert!(
         clauses(&error).ends_with("connection refused"),
         "{}",
@@ -659,10 +655,7 @@ async fn a_token_whose_making_was_not_answered_is_ours_and_another_is_not() {
         )
         .ends_with("it already exists")
     );
-    let later = Owner {
-        instance: "def".into(),
-        ..owner()
-    };
+    let later = Owner::of("homelab", "n1", "def");
     assert!(cluster.create_token(&token, &terms(later)).await.is_err());
 
     // It is deleted by its UID: one that took its name meanwhile stays.

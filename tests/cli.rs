@@ -1,44 +1,22 @@
 //! The binary as a contract: exit codes, what is on stdout, what is on stderr.
 
 use std::fs;
-use std::process::{Command, Output};
 
+use crate::fixture::{Draft, Exit, Home, Ran, rewritten};
 use crate::spec::GOOD;
 
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-/// Runs the binary in an empty directory with a spec in it.
+/// Runs the binary in an empty directory with a spec in it, where it may leave nothing but its state.
+#[track_caller]
 fn run(spec: &str, args: &[&str]) -> Ran {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("cluster.yaml"), spec).unwrap();
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_nodegraft"))
-        .args(args)
-        .current_dir(dir.path())
-        .env("HOME", dir.path())
-        .env("NODEGRAFT_STATE_DIR", dir.path().join("state"))
-        .env_remove("RUST_BACKTRACE")
-        .env_remove("KUBECONFIG")
-        .output()
-        .unwrap();
-    let left: Vec<_> = fs::read_dir(dir.path())
+    let home = Home::of(spec);
+    let ran = home.run(args);
+    let left: Vec<_> = fs::read_dir(home.path(""))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .filter(|name| name != "cluster.yaml" && name != "state")
         .collect();
     assert!(left.is_empty(), "it left {left:?}");
-    Ran {
-        code: status.code().unwrap(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
-    }
+    ran
 }
 
 #[test]
@@ -48,52 +26,37 @@ fn usage_errors_exit_2() {
         &["up", "--parallel", "0"],
         &["nonsense"],
     ] {
-        let ran = run(GOOD, args);
-        assert_eq!(
-            (ran.code, ran.stdout.as_str()),
-            (2, ""),
-            "{args:?}: {}",
-            ran.stderr
-        );
+        run(GOOD, args).exits(Exit::Usage).prints_nothing();
     }
 }
 
 #[test]
 fn a_refused_spec_exits_3_with_a_caret_and_touches_nothing() {
-    let ran = run(&GOOD.replace("cpus: 2", "cpu: 2"), &["up"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (3, ""));
+    let ran = run(&rewritten(GOOD, "cpus: 2", "cpu: 2"), &["up"]);
+    ran.exits(Exit::Refused).prints_nothing();
     insta::assert_snapshot!(ran.stderr);
 }
 
 #[test]
 fn a_missing_spec_exits_3() {
-    let ran = run(GOOD, &["plan", "-f", "absent.yaml"]);
-    assert_eq!(ran.code, 3);
-    assert!(
-        ran.stderr.contains("absent.yaml") && ran.stderr.contains("help:"),
-        "{}",
-        ran.stderr
-    );
+    run(GOOD, &["plan", "-f", "absent.yaml"])
+        .exits(Exit::Refused)
+        .says_all(&["absent.yaml", "help:"]);
 }
 
 #[test]
 fn an_unreachable_libvirt_exits_4_and_says_how_to_look() {
-    let ran = run(
-        &GOOD.replace("qemu:///system", "qemu+unix:///system?socket=/nowhere/sock"),
-        &["up"],
-    );
-    assert_eq!(ran.code, 4);
-    assert!(
-        ran.stderr.contains("libvirt is not reachable") && ran.stderr.contains("virsh -c"),
-        "{}",
-        ran.stderr
-    );
+    let nowhere = "qemu+unix:///system?socket=/nowhere/sock";
+    run(&Draft::parse(GOOD).set("host.uri", nowhere).text(), &["up"])
+        .exits(Exit::Unfit)
+        .says_all(&["libvirt is not reachable", "virsh -c"]);
 }
 
 #[test]
 fn the_plan_of_a_spec() {
     let ran = run(GOOD, &["plan"]);
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    ran.exits(Exit::Done);
+    assert_eq!(ran.stderr, "");
     insta::assert_snapshot!(ran.stdout);
 }
 
@@ -104,7 +67,7 @@ fn a_plan_as_json_is_json_and_shows_files_only_when_asked() {
         (&["plan", "--show", "--output", "json"], true),
     ] {
         let ran = run(GOOD, args);
-        let plan: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let plan = ran.exits(Exit::Done).json();
         assert_eq!(plan["nodes"][0]["name"], "192.168.3.104");
         assert_eq!(plan["nodes"][0]["files"].is_array(), files);
     }
@@ -113,7 +76,7 @@ fn a_plan_as_json_is_json_and_shows_files_only_when_asked() {
 #[test]
 fn a_shown_plan_has_every_file_and_no_secret() {
     let ran = run(GOOD, &["plan", "--show"]);
-    for file in [
+    ran.exits(Exit::Done).prints_all(&[
         "domain.xml",
         "seed/user-data",
         "seed/network-config",
@@ -121,30 +84,24 @@ fn a_shown_plan_has_every_file_and_no_secret() {
         "steps/3-kubelet.sh",
         "join/bootstrap-kubelet.conf",
         "join/start.sh",
-    ] {
-        assert!(ran.stdout.contains(file), "{file} is missing");
-    }
-    assert!(
-        ran.stdout.contains("<token, made by up>")
-            && !ran.stdout.contains("BEGIN OPENSSH PRIVATE KEY")
-    );
+        "<token, made by up>",
+    ]);
+    ran.never_prints("BEGIN OPENSSH PRIVATE KEY");
 }
 
 #[test]
 fn templates_can_be_written_out_and_used() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("own");
-    let ran = run(GOOD, &["templates", own.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let write = ["templates", own.to_str().unwrap()];
+    run(GOOD, &write).exits(Exit::Done);
     let script = own.join("profiles/debian-containerd/init.sh");
     fs::write(&script, "echo my own step\n").unwrap();
-    let ran = run(
-        GOOD,
-        &["plan", "--show", "--templates", own.to_str().unwrap()],
-    );
-    assert!(ran.stdout.contains("echo my own step"));
-    let ran = run(GOOD, &["templates", own.to_str().unwrap()]);
-    assert_eq!(ran.code, 3, "an existing directory is not overwritten");
+    run(GOOD, &["plan", "--show", "--templates", write[1]])
+        .exits(Exit::Done)
+        .prints("echo my own step");
+    // An existing directory is not overwritten.
+    run(GOOD, &write).exits(Exit::Refused);
     assert_eq!(fs::read_to_string(script).unwrap(), "echo my own step\n");
 }
 
@@ -157,14 +114,9 @@ fn a_template_with_a_typo_is_refused_before_anything_is_touched() {
         "echo {{ vars.time_zon }}\n",
     )
     .unwrap();
-    let ran = run(GOOD, &["up", "--templates", dir.path().to_str().unwrap()]);
-    assert_eq!(ran.code, 3);
-    assert!(
-        ran.stderr.contains("profiles/debian-containerd/init.sh")
-            && ran.stderr.contains("time_zon"),
-        "{}",
-        ran.stderr
-    );
+    run(GOOD, &["up", "--templates", dir.path().to_str().unwrap()])
+        .exits(Exit::Refused)
+        .says_all(&["profiles/debian-containerd/init.sh", "time_zon"]);
 }
 
 #[test]
@@ -176,18 +128,16 @@ fn help_fits_the_screen_and_completions_are_made() {
         &["plan", "--help"],
     ] {
         let ran = run(GOOD, args);
-        assert_eq!(ran.code, 0);
+        ran.exits(Exit::Done);
         assert!(
             ran.stdout.lines().all(|line| line.chars().count() <= 100),
             "{}",
             ran.stdout
         );
     }
-    assert!(
-        run(GOOD, &["completions", "bash"])
-            .stdout
-            .contains("nodegraft")
-    );
+    run(GOOD, &["completions", "bash"])
+        .exits(Exit::Done)
+        .prints("nodegraft");
 }
 
 const CREATE: [&str; 13] = [
@@ -209,7 +159,7 @@ const CREATE: [&str; 13] = [
 #[test]
 fn create_prints_the_spec_it_amounts_to() {
     let ran = run(GOOD, &CREATE);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran.exits(Exit::Done);
     let spec = nodegraft::core::spec::Spec::parse(&ran.stdout, "printed").unwrap();
     assert_eq!(spec.nodes[0].memory.as_ref().unwrap().value.0, 4 << 30);
     assert_eq!(
@@ -217,43 +167,22 @@ fn create_prints_the_spec_it_amounts_to() {
         "192.168.3.1"
     );
     assert!(!spec.cluster.join);
-    let joined = run(
-        GOOD,
-        &[
-            &CREATE[..],
-            &[
-                "--join",
-                "--profile",
-                "debian-containerd",
-                "--kubelet",
-                "1.35.4",
-            ],
-        ]
-        .concat(),
-    );
-    assert!(
-        nodegraft::core::spec::Spec::parse(&joined.stdout, "printed")
-            .unwrap()
-            .cluster
-            .join,
-        "{}",
-        joined.stderr
-    );
+    let join = ["--join", "--profile", "debian-containerd"];
+    let kubelet = ["--kubelet", "1.35.4"];
+    let joined = run(GOOD, &[&CREATE[..], &join, &kubelet].concat());
+    let spec = &joined.exits(Exit::Done).stdout;
+    let spec = nodegraft::core::spec::Spec::parse(spec, "printed").unwrap();
+    assert!(spec.cluster.join);
 }
 
 #[test]
 fn create_without_a_terminal_names_the_flag_it_misses() {
     let without_yes = &CREATE[..CREATE.len() - 1];
-    let ran = run(GOOD, without_yes);
-    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
-    assert!(ran.stderr.contains("--cpus is missing"), "{}", ran.stderr);
-    let wrong = run(GOOD, &[&CREATE[..], &["--gateway", "10.0.0.1"]].concat());
-    assert_eq!(wrong.code, 2);
-    assert!(
-        wrong
-            .stderr
-            .contains("--gateway 10.0.0.1: it must be another address in 192.168.3.0/24"),
-        "{}",
-        wrong.stderr
-    );
+    run(GOOD, without_yes)
+        .exits(Exit::Usage)
+        .prints_nothing()
+        .says("--cpus is missing");
+    run(GOOD, &[&CREATE[..], &["--gateway", "10.0.0.1"]].concat())
+        .exits(Exit::Usage)
+        .says("--gateway 10.0.0.1: it must be another address in 192.168.3.0/24");
 }

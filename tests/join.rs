@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use nodegraft::core::error::one_line;
 use nodegraft::core::journal::{Journal, Thing};
-use nodegraft::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use nodegraft::core::plan::{ClusterPlan, DEADLINES, Deadlines, Member};
 use nodegraft::core::spec::Access;
+use nodegraft::core::stage_name::StageName;
 use nodegraft::core::template::Templates;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
 use nodegraft::stages::candidate::Machine;
@@ -38,7 +39,7 @@ exec bash -c "$(sed "s,/etc/kubernetes,$here&,g; s,/var/lib/kubelet,$here&,g; s,
 struct World {
     api: ApiServer,
     server: Server,
-    machine: Machine,
+    machine: tokio::sync::Mutex<Machine>,
     journal: Journal,
 }
 
@@ -74,7 +75,7 @@ impl World {
                 ..DEADLINES
             },
         };
-        let terms = Terms {
+        let terms = ClusterPlan {
             name: "homelab".into(),
             source: None,
             server: None,
@@ -94,7 +95,7 @@ impl World {
         let world = Self {
             api,
             server,
-            machine,
+            machine: machine.into(),
             journal: Journal::default(),
         };
         world.write("proc/sys/kernel/random/boot_id", "here\n");
@@ -151,18 +152,22 @@ impl World {
 
     fn stage() -> (Box<dyn Stage<Machine>>, Reporter) {
         let nobody = Events::new(tokio::sync::mpsc::unbounded_channel().0);
-        (join_stages().remove(0), Reporter::new(nobody, None, "Join"))
+        (
+            join_stages().remove(0),
+            Reporter::new(nobody, None, StageName::Join),
+        )
     }
 
     async fn check(&self) -> Check {
         let (stage, report) = Self::stage();
-        stage.check(&self.machine, &report).await.unwrap()
+        let mut machine = self.machine.lock().await;
+        stage.check(&mut *machine, &report).await.unwrap()
     }
 
     async fn apply(&self) -> Result<(), String> {
         let (stage, report) = Self::stage();
         stage
-            .apply(&self.machine, &report, &self.journal)
+            .apply(&mut *self.machine.lock().await, &report, &self.journal)
             .await
             .map_err(|error| one_line(&error))
     }

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use nodegraft::core::difference::{Machine, of_machine, sentence};
 use nodegraft::core::event::Event;
@@ -12,6 +12,7 @@ use nodegraft::core::mark::{Claimed, Mark, SeedState};
 use nodegraft::core::ownership::Owner;
 use nodegraft::core::plan::Plan;
 use nodegraft::core::spec::{Network, Spec};
+use nodegraft::core::stage_name::StageName;
 use nodegraft::core::template::Templates;
 use nodegraft::pipeline::stage::{Check, Events, Reporter, Stage};
 use nodegraft::rooms::cluster::Cluster;
@@ -20,7 +21,7 @@ use nodegraft::rooms::libvirt::{Host, NetworkState};
 use nodegraft::rooms::state::StateDir;
 use nodegraft::stages::inventory::{Ask, Existing, Inventory};
 use nodegraft::stages::removal::{Drain, Removal, Removed, Remover};
-use nodegraft::stages::{NodeRun, Run, Sight, node_stages, run_stages};
+use nodegraft::stages::{NodeRun, Opened, Run, Sight, node_stages, run_stages};
 
 const POOL: &str = "default-pool";
 const GIB: u64 = 1 << 30;
@@ -288,6 +289,14 @@ const DOMAIN: &str = "<domain type='test'><name>{{ node.name }}</name><uuid>{{ u
     <disk type='file' device='disk'><source file='{{ disk_path }}'/><target dev='vda' bus='virtio'/></disk>\
     <disk type='file' device='disk'><source file='{{ seed_path }}'/><target dev='vdb' bus='virtio'/></disk></devices></domain>";
 
+async fn sight(host: &Host, pool: &str) -> Sight {
+    Sight {
+        domains: host.domains().await.unwrap(),
+        pool: host.pool(pool, |_| true).await.unwrap().unwrap(),
+        virt_type: "qemu".into(),
+    }
+}
+
 /// A host of a test's own, and a run on it.
 struct World {
     _dir: tempfile::TempDir,
@@ -320,10 +329,12 @@ impl World {
                 .unwrap(),
         )
         .unwrap();
+        let host = Host::open(&format!("test://{}/host.xml", dir.path().display()))
+            .await
+            .unwrap();
         let run = Run {
-            host: Host::open(&format!("test://{}/host.xml", dir.path().display()))
-                .await
-                .unwrap(),
+            sight: sight(&host, "kvmimage").await,
+            host,
             cluster: Some(
                 Cluster::from_text(&api_server(), "the test", None)
                     .await
@@ -334,24 +345,12 @@ impl World {
             plan,
             authorized_keys: Vec::new(),
             recreate: Vec::new(),
-            virt_type: OnceLock::new(),
-            sight: OnceLock::new(),
             steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
-        let world = Self {
+        Self {
             _dir: dir,
             run: Arc::new(run),
             events: Events::new(tokio::sync::mpsc::unbounded_channel().0),
-        };
-        world.run.sight.set(world.sight("kvmimage").await).unwrap();
-        world
-    }
-
-    async fn sight(&self, pool: &str) -> Sight {
-        let host = &self.run.host;
-        Sight {
-            domains: host.domains().await.unwrap(),
-            pool: host.pool(pool, |_| true).await.unwrap().unwrap(),
         }
     }
 
@@ -377,18 +376,17 @@ impl World {
     ) -> NodeRun {
         let mut plan = self.run.plan.clone();
         change(&mut plan.nodes[0]);
-        let mut sight = self.sight(&plan.nodes[0].pool).await;
+        let mut sight = sight(&self.run.host, &plan.nodes[0].pool).await;
         blur(&mut sight);
         let run = Run {
             host: self.run.host.clone(),
             cluster: self.run.cluster.clone(),
             key: self.run.key.clone(),
             state: self.run.state.clone(),
-            sight: OnceLock::from(sight),
+            sight,
             plan,
             authorized_keys: Vec::new(),
             recreate: Vec::new(),
-            virt_type: OnceLock::new(),
             steps: nodegraft::stages::steps::Shared::new().unwrap(),
         };
         let node = run.plan.nodes[0].clone();
@@ -434,7 +432,13 @@ impl World {
     }
 
     fn remover(&self, stop: tokio_util::sync::CancellationToken) -> Remover<'_> {
-        Remover::new(Some(&self.run.host), None, self.events.clone(), stop)
+        Remover::new(
+            &self.run.plan.cluster.name,
+            Some(&self.run.host),
+            None,
+            self.events.clone(),
+            stop,
+        )
     }
 
     /// An overlay that nodegraft did not make.
@@ -448,9 +452,9 @@ impl World {
 
     /// A claim and its disk, as far as the driver goes; then the mark says that the seed is written, and its volume is there.
     async fn sealed(&self) -> Owner {
-        let on = self.node();
-        apply("Claim", &on).await;
-        apply("Volume", &on).await;
+        let mut on = self.node();
+        apply(StageName::Claim, &mut on).await;
+        apply(StageName::Volume, &mut on).await;
         let mut mark = on.claim().unwrap().mark.unwrap();
         self.overlay(&mark.owner.seed(), "debian13.qcow2").await;
         mark.seed = SeedState::Full;
@@ -463,14 +467,14 @@ impl World {
     }
 }
 
-fn stage(name: &str, on: &NodeRun) -> Box<dyn Stage<NodeRun>> {
+fn stage(name: StageName, on: &NodeRun) -> Box<dyn Stage<NodeRun>> {
     node_stages(&on.node, true)
         .into_iter()
         .find(|stage| stage.name() == name)
         .unwrap()
 }
 
-fn reporter(name: &str) -> Reporter {
+fn reporter(name: StageName) -> Reporter {
     Reporter::new(
         Events::new(tokio::sync::mpsc::unbounded_channel().0),
         None,
@@ -478,11 +482,11 @@ fn reporter(name: &str) -> Reporter {
     )
 }
 
-async fn check(name: &str, on: &NodeRun) -> Check {
+async fn check(name: StageName, on: &mut NodeRun) -> Check {
     stage(name, on).check(on, &reporter(name)).await.unwrap()
 }
 
-async fn apply(name: &str, on: &NodeRun) -> Journal {
+async fn apply(name: StageName, on: &mut NodeRun) -> Journal {
     let journal = Journal::default();
     stage(name, on)
         .apply(on, &reporter(name), &journal)
@@ -494,14 +498,20 @@ async fn apply(name: &str, on: &NodeRun) -> Journal {
 #[tokio::test]
 async fn claim_keeps_the_laws_of_a_stage() {
     let world = World::new().await;
-    let on = world.node();
-    assert!(matches!(check("Claim", &on).await, Check::Needed(_)));
+    let mut on = world.node();
+    assert!(matches!(
+        check(StageName::Claim, &mut on).await,
+        Check::Needed(_)
+    ));
     assert!(world.names().await.is_empty(), "check changes nothing");
-    let made = apply("Claim", &on).await;
+    let made = apply(StageName::Claim, &mut on).await;
     assert!(matches!(made.backward()[..], [Thing::Domain { .. }]));
-    assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+    assert!(matches!(
+        check(StageName::Claim, &mut on).await,
+        Check::Done(_)
+    ));
     assert!(
-        apply("Claim", &on).await.backward().is_empty(),
+        apply(StageName::Claim, &mut on).await.backward().is_empty(),
         "applying twice makes nothing"
     );
     let mark = on.claim().unwrap().mark.unwrap();
@@ -524,7 +534,7 @@ async fn claim_keeps_the_laws_of_a_stage() {
     assert_eq!(world.volumes().await, ["debian13.qcow2"]);
     // Another run finds it, whatever it is called by then.
     assert!(matches!(
-        check("Claim", &world.later().await).await,
+        check(StageName::Claim, &mut world.later().await).await,
         Check::Done(_)
     ));
 }
@@ -532,10 +542,14 @@ async fn claim_keeps_the_laws_of_a_stage() {
 #[tokio::test]
 async fn of_two_runs_that_claim_one_name_one_wins() {
     let world = World::new().await;
-    let (first, second) = (world.node(), world.node());
-    apply("Claim", &first).await;
-    let lost = stage("Claim", &second)
-        .apply(&second, &reporter("Claim"), &Journal::default())
+    let (mut first, mut second) = (world.node(), world.node());
+    apply(StageName::Claim, &mut first).await;
+    let lost = stage(StageName::Claim, &second)
+        .apply(
+            &mut second,
+            &reporter(StageName::Claim),
+            &Journal::default(),
+        )
         .await;
     // It is the same cluster's node: the second goes on with the first one's claim, or is refused; it never replaces it.
     assert_eq!(world.names().await.len(), 1);
@@ -557,14 +571,17 @@ async fn a_domain_of_others_with_the_nodes_name_is_never_changed() {
         .await
         .unwrap();
     let before = world.run.host.domain(THEIRS).await.unwrap();
-    let on = world.later().await;
-    assert!(matches!(check("Claim", &on).await, Check::Conflict(_)));
+    let mut on = world.later().await;
+    assert!(matches!(
+        check(StageName::Claim, &mut on).await,
+        Check::Conflict(_)
+    ));
     assert!(world.inventory().await.nodes.is_empty());
     // Nor where it came between the look and the claim.
-    let late = world.node();
+    let mut late = world.node();
     assert!(
-        stage("Claim", &late)
-            .apply(&late, &reporter("Claim"), &Journal::default())
+        stage(StageName::Claim, &late)
+            .apply(&mut late, &reporter(StageName::Claim), &Journal::default())
             .await
             .is_err()
     );
@@ -577,7 +594,7 @@ async fn preflight(world: &World, ip: &str, recreate: &[&str]) -> Result<(), Str
     plan.nodes.truncate(1);
     (plan.nodes[0].ip, plan.nodes[0].address) = (ip.parse().unwrap(), format!("{ip}/24"));
     plan.host.network = Network::Network("default".into());
-    let run = Run {
+    let mut run = Opened {
         host: world.run.host.clone(),
         cluster: None,
         key: world.run.key.clone(),
@@ -585,12 +602,11 @@ async fn preflight(world: &World, ip: &str, recreate: &[&str]) -> Result<(), Str
         plan,
         authorized_keys: Vec::new(),
         recreate: recreate.iter().map(|name| (*name).to_owned()).collect(),
-        virt_type: OnceLock::new(),
-        sight: OnceLock::new(),
+        sight: None,
         steps: nodegraft::stages::steps::Shared::new().unwrap(),
     };
     match run_stages(false)[0]
-        .check(&run, &reporter("Preflight"))
+        .check(&mut run, &reporter(StageName::Preflight))
         .await
         .unwrap()
     {
@@ -645,17 +661,23 @@ async fn a_node_that_is_made_anew_elsewhere_needs_a_free_address() {
 async fn volume_keeps_the_laws_of_a_stage() {
     // A full copy needs a resize, which the driver lacks.
     let world = World::new().await;
-    let on = world.node();
-    apply("Claim", &on).await;
-    assert!(matches!(check("Volume", &on).await, Check::Needed(_)));
+    let mut on = world.node();
+    apply(StageName::Claim, &mut on).await;
+    assert!(matches!(
+        check(StageName::Volume, &mut on).await,
+        Check::Needed(_)
+    ));
     assert_eq!(
         world.volumes().await,
         ["debian13.qcow2"],
         "check changes nothing"
     );
     for _ in 0..2 {
-        apply("Volume", &on).await;
-        assert!(matches!(check("Volume", &on).await, Check::Done(_)));
+        apply(StageName::Volume, &mut on).await;
+        assert!(matches!(
+            check(StageName::Volume, &mut on).await,
+            Check::Done(_)
+        ));
     }
     let disk = on.claim().unwrap().mark.unwrap().owner.disk();
     assert_eq!(
@@ -674,25 +696,31 @@ async fn volume_keeps_the_laws_of_a_stage() {
 #[tokio::test]
 async fn a_disk_counts_when_the_seed_is_written() {
     let world = World::new().await;
-    let on = world.node();
-    apply("Claim", &on).await;
-    apply("Volume", &on).await;
+    let mut on = world.node();
+    apply(StageName::Claim, &mut on).await;
+    apply(StageName::Volume, &mut on).await;
     // A run that was killed here may have left half a copy.
     assert!(
-        matches!(check("Volume", &world.later().await).await, Check::Needed(why) if why.contains("interrupted"))
+        matches!(check(StageName::Volume, &mut world.later().await).await, Check::Needed(why) if why.contains("interrupted"))
     );
-    let on = world.later().await;
-    apply("Volume", &on).await;
-    assert!(matches!(check("Volume", &on).await, Check::Done(_)));
+    let mut on = world.later().await;
+    apply(StageName::Volume, &mut on).await;
+    assert!(matches!(
+        check(StageName::Volume, &mut on).await,
+        Check::Done(_)
+    ));
 
     let world = World::new().await;
     let owner = world.sealed().await;
-    let on = world.later().await;
-    for done in ["Claim", "Volume", "Seed"] {
-        assert!(matches!(check(done, &on).await, Check::Done(_)), "{done}");
+    let mut on = world.later().await;
+    for done in [StageName::Claim, StageName::Volume, StageName::Seed] {
+        assert!(
+            matches!(check(done, &mut on).await, Check::Done(_)),
+            "{done}"
+        );
     }
     assert!(
-        matches!(check("Boot", &on).await, Check::Needed(_)),
+        matches!(check(StageName::Boot, &mut on).await, Check::Needed(_)),
         "it is defined, not running"
     );
     // A VM that may have run gets no new disk under it.
@@ -703,16 +731,16 @@ async fn a_disk_counts_when_the_seed_is_written() {
         .await
         .unwrap();
     assert!(
-        matches!(check("Volume", &world.later().await).await, Check::Conflict(error) if error.help().unwrap().contains("--recreate"))
+        matches!(check(StageName::Volume, &mut world.later().await).await, Check::Conflict(error) if error.help().unwrap().contains("--recreate"))
     );
 }
 
 #[tokio::test]
 async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
     let world = World::new().await;
-    let on = world.node();
-    apply("Claim", &on).await;
-    apply("Volume", &on).await;
+    let mut on = world.node();
+    apply(StageName::Claim, &mut on).await;
+    apply(StageName::Volume, &mut on).await;
     let before = on.claim().unwrap();
     let correct = |node: &mut nodegraft::core::plan::Node| {
         node.cpus = 3;
@@ -721,8 +749,8 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
         node.address = "192.168.3.99/24".into();
         node.pool = "faster".into();
     };
-    let on = world.corrected(correct).await;
-    let Check::Needed(why) = check("Claim", &on).await else {
+    let mut on = world.corrected(correct).await;
+    let Check::Needed(why) = check(StageName::Claim, &mut on).await else {
         panic!("the claim is outdated")
     };
     for said in [
@@ -737,10 +765,13 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
     assert_eq!(on.claim().unwrap(), before, "check changes nothing");
     for _ in 0..2 {
         assert!(
-            apply("Claim", &on).await.backward().is_empty(),
+            apply(StageName::Claim, &mut on).await.backward().is_empty(),
             "it stays the claim that it was"
         );
-        assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+        assert!(matches!(
+            check(StageName::Claim, &mut on).await,
+            Check::Done(_)
+        ));
     }
     let now = world.run.host.domain(&before.uuid).await.unwrap().unwrap();
     let mark = now.mark.as_ref().unwrap();
@@ -769,7 +800,7 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
         ["debian13.qcow2"],
         "what the old mark listed is gone with it"
     );
-    apply("Volume", &on).await;
+    apply(StageName::Volume, &mut on).await;
     assert!(
         world
             .run
@@ -785,19 +816,22 @@ async fn a_claim_that_never_ran_is_defined_as_the_spec_says_by_now() {
     let owner = world.sealed().await;
     let before = world.run.host.domain(&owner.uuid()).await.unwrap();
     assert!(
-        matches!(check("Claim", &world.corrected(correct).await).await, Check::Conflict(error) if error.to_string().contains("address"))
+        matches!(check(StageName::Claim, &mut world.corrected(correct).await).await, Check::Conflict(error) if error.to_string().contains("address"))
     );
-    let on = world.corrected(|node| node.cpus = 3).await;
-    assert!(matches!(check("Claim", &on).await, Check::Done(_)));
-    apply("Claim", &on).await;
+    let mut on = world.corrected(|node| node.cpus = 3).await;
+    assert!(matches!(
+        check(StageName::Claim, &mut on).await,
+        Check::Done(_)
+    ));
+    apply(StageName::Claim, &mut on).await;
     assert_eq!(world.run.host.domain(&owner.uuid()).await.unwrap(), before);
 }
 
 #[tokio::test]
 async fn a_claim_that_was_renamed_is_defined_anew_under_its_name() {
     let world = World::new().await;
-    let on = world.node();
-    apply("Claim", &on).await;
+    let mut on = world.node();
+    apply(StageName::Claim, &mut on).await;
     let mark = on.claim().unwrap().mark.unwrap();
     let uuid = mark.owner.uuid();
     world.run.host.undefine(&uuid).await.unwrap();
@@ -814,9 +848,12 @@ async fn a_claim_that_was_renamed_is_defined_anew_under_its_name() {
         )
         .await
         .unwrap();
-    let on = world.corrected(|node| node.cpus = 3).await;
-    apply("Claim", &on).await;
-    assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+    let mut on = world.corrected(|node| node.cpus = 3).await;
+    apply(StageName::Claim, &mut on).await;
+    assert!(matches!(
+        check(StageName::Claim, &mut on).await,
+        Check::Done(_)
+    ));
     let now = on.claim().unwrap();
     assert_eq!(
         (now.name.as_str(), now.uuid, now.cpus),
@@ -829,9 +866,12 @@ async fn the_volumes_of_a_claim_are_where_its_mark_says() {
     let world = World::new().await;
     let owner = world.sealed().await;
     let moved = |node: &mut nodegraft::core::plan::Node| node.pool = "faster".into();
-    let on = world.corrected(moved).await;
-    for done in ["Claim", "Volume", "Seed"] {
-        assert!(matches!(check(done, &on).await, Check::Done(_)), "{done}");
+    let mut on = world.corrected(moved).await;
+    for done in [StageName::Claim, StageName::Volume, StageName::Seed] {
+        assert!(
+            matches!(check(done, &mut on).await, Check::Done(_)),
+            "{done}"
+        );
     }
     assert_eq!(on.disk_capacity(), Some(40 * GIB));
     let claim = on.claim().unwrap();
@@ -850,8 +890,8 @@ async fn the_volumes_of_a_claim_are_where_its_mark_says() {
         .delete_volume("kvmimage", &owner.disk())
         .await
         .unwrap();
-    let on = world.corrected(moved).await;
-    let Check::Conflict(error) = check("Volume", &on).await else {
+    let mut on = world.corrected(moved).await;
+    let Check::Conflict(error) = check(StageName::Volume, &mut on).await else {
         panic!("its disk is gone")
     };
     assert!(
@@ -872,12 +912,15 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
         (&take, "elsewhere.example"),
     ] {
         let world = World::new().await;
-        let first = world.node();
-        apply("Claim", &first).await;
-        apply("Volume", &first).await;
+        let mut first = world.node();
+        apply(StageName::Claim, &mut first).await;
+        apply(StageName::Volume, &mut first).await;
         let mut mark = first.claim().unwrap().mark.unwrap();
-        let on = world.later().await;
-        assert!(matches!(check("Volume", &on).await, Check::Needed(_)));
+        let mut on = world.later().await;
+        assert!(matches!(
+            check(StageName::Volume, &mut on).await,
+            Check::Needed(_)
+        ));
         change(&mut mark);
         world
             .run
@@ -891,8 +934,8 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
             .volume("kvmimage", &mark.owner.disk())
             .await
             .unwrap();
-        let refused = stage("Volume", &on)
-            .apply(&on, &reporter("Volume"), &Journal::default())
+        let refused = stage(StageName::Volume, &on)
+            .apply(&mut on, &reporter(StageName::Volume), &Journal::default())
             .await
             .unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
@@ -926,13 +969,13 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
     );
     let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
     world.overlay(&owner.disk(), "debian13.qcow2").await;
-    let on = world.later().await;
+    let mut on = world.later().await;
     assert!(on.claim().unwrap().running);
     assert!(
-        matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains("somebody else started it"))
+        matches!(check(StageName::Claim, &mut on).await, Check::Conflict(error) if error.to_string().contains("somebody else started it"))
     );
-    let refused = stage("Volume", &on)
-        .apply(&on, &reporter("Volume"), &Journal::default())
+    let refused = stage(StageName::Volume, &on)
+        .apply(&mut on, &reporter(StageName::Volume), &Journal::default())
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("its VM runs"), "{refused}");
@@ -950,8 +993,8 @@ async fn a_disk_is_deleted_only_while_nobody_else_has_gone_on_with_it() {
 #[tokio::test]
 async fn a_claim_says_which_process_works_on_it() {
     let world = World::new().await;
-    let on = world.node();
-    apply("Claim", &on).await;
+    let mut on = world.node();
+    apply(StageName::Claim, &mut on).await;
     let mark = on.claim().unwrap().mark.unwrap();
     assert_eq!(mark.by, Some(nodegraft::rooms::process::this()));
     let by = |by: String| async {
@@ -969,25 +1012,28 @@ async fn a_claim_says_which_process_works_on_it() {
     };
     // It lives: our own parent.
     let living = nodegraft::rooms::process::named(std::os::unix::process::parent_id());
-    let on = by(living.clone()).await;
+    let mut on = by(living.clone()).await;
     assert!(
-        matches!(check("Claim", &on).await, Check::Conflict(error) if error.to_string().contains(&living))
+        matches!(check(StageName::Claim, &mut on).await, Check::Conflict(error) if error.to_string().contains(&living))
     );
     // It is dead, or nobody here knows.
     let dead = format!("{} 1", living.rsplit_once(' ').unwrap().0);
     for (left, warned) in [(dead, false), ("elsewhere.example 1 1".to_owned(), true)] {
-        let on = by(left.clone()).await;
+        let mut on = by(left.clone()).await;
         assert!(
-            matches!(check("Claim", &on).await, Check::Needed(why) if why.contains("interrupted")),
+            matches!(check(StageName::Claim, &mut on).await, Check::Needed(why) if why.contains("interrupted")),
             "{left}"
         );
         let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
-        let report = Reporter::new(Events::new(sender), None, "Claim");
-        stage("Claim", &on)
-            .apply(&on, &report, &Journal::default())
+        let report = Reporter::new(Events::new(sender), None, StageName::Claim);
+        stage(StageName::Claim, &on)
+            .apply(&mut on, &report, &Journal::default())
             .await
             .unwrap();
-        assert!(matches!(check("Claim", &on).await, Check::Done(_)));
+        assert!(matches!(
+            check(StageName::Claim, &mut on).await,
+            Check::Done(_)
+        ));
         assert_eq!(on.claim().unwrap().mark.unwrap(), mark);
         let told = std::iter::from_fn(|| events.try_recv().ok()).any(
             |event| matches!(event, Event::Warning { message, .. } if message.contains(&left)),
@@ -1009,7 +1055,7 @@ async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
         &format!("<metadata>{}</metadata>", mark.element()),
     );
     let world = World::of(&HOST.replace("</node>", &format!("{domain}</node>"))).await;
-    let on = world
+    let mut on = world
         .changed(
             |node| {
                 // Nobody answers there.
@@ -1022,8 +1068,8 @@ async fn a_vm_that_somebody_started_meanwhile_is_not_this_runs_to_stop() {
         .await;
     assert!(!on.claim().unwrap().running);
     let journal = Journal::default();
-    let booted = stage("Boot", &on)
-        .apply(&on, &reporter("Boot"), &journal)
+    let booted = stage(StageName::Boot, &on)
+        .apply(&mut on, &reporter(StageName::Boot), &journal)
         .await;
     assert!(
         booted
@@ -1041,7 +1087,7 @@ async fn a_removal_leaves_nothing_of_ours_and_everything_of_others() {
     let world = World::new().await;
     let owner = world.sealed().await;
     let mut neighbours = [
-        format!("nodegraft.{}.{}.qcow2", owner.cluster, owner.node),
+        format!("nodegraft.homelab.{}.qcow2", owner.node),
         format!("{}.bak", owner.disk()),
     ];
     neighbours.sort();
@@ -1237,9 +1283,9 @@ async fn undo_of_a_later_run_leaves_the_earlier_ones_claim_as_it_was() {
         .await;
     assert!(removed.left.is_empty() && removed.any);
     assert_eq!(world.volumes().await, ["debian13.qcow2"]);
-    let again = world.later().await;
+    let mut again = world.later().await;
     assert!(
-        matches!(check("Volume", &again).await, Check::Needed(_)),
+        matches!(check(StageName::Volume, &mut again).await, Check::Needed(_)),
         "the next run makes them anew"
     );
 }

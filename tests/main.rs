@@ -1,4 +1,5 @@
-//! One integration binary. Cheapest first; those in `in_lab` are ignored unless `make test` runs them inside the lab.
+//! One integration binary. Cheapest first; those in `debian`, `faults` and `in_lab` are ignored unless `make test` runs them
+//! inside the lab.
 #![expect(
     clippy::print_stderr,
     reason = "lab tests take minutes and say what they are at"
@@ -8,8 +9,11 @@ mod api;
 mod api_server;
 mod architecture;
 mod cli;
+mod debian;
 mod environment;
+mod errors;
 mod faults;
+mod fixture;
 mod in_lab;
 mod join;
 mod laws;

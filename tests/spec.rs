@@ -1,12 +1,15 @@
 //! Specs: what a good one becomes, and how a bad one is refused.
 
 use nodegraft::core::difference::{Machine, of_machine};
-use nodegraft::core::error::Exit;
+use nodegraft::core::error::Kind;
 use nodegraft::core::mark::Mark;
 use nodegraft::core::ownership::Owner;
 use nodegraft::core::plan::Plan;
 use nodegraft::core::spec::{Size, Spec};
 use nodegraft::core::template::Templates;
+use serde_json::json;
+
+use crate::fixture::{Draft, rewritten};
 
 pub const GOOD: &str = "\
 version: 1
@@ -30,6 +33,10 @@ nodes:
   - {name: 192.168.3.104, address: 192.168.3.104/24}
   - {name: worker-2, address: 192.168.3.105/24, memory: 8GiB, labels: {disk: ssd}}
 ";
+
+fn good() -> Draft {
+    Draft::parse(GOOD)
+}
 
 fn plan(text: &str) -> Plan {
     Plan::new(
@@ -76,10 +83,10 @@ fn a_node_that_was_made_as_the_spec_says_does_not_differ_from_it() {
         ("15GB", "14306MiB"),
         ("2GiB", "2GiB"),
     ] {
-        let text = GOOD
-            .replace("memory: 4GiB", &format!("memory: {size}"))
-            .replace("disk: 40GiB", "disk: 15GB");
-        let node = &plan(&text).nodes[0];
+        let draft = good()
+            .set("defaults.memory", size)
+            .set("defaults.disk", "15GB");
+        let node = &plan(&draft.text()).nodes[0];
         assert_eq!(
             (
                 Size(node.memory).to_string().as_str(),
@@ -132,14 +139,14 @@ fn only_the_named_nodes_are_planned() {
 }
 
 /// Replaces `from` by `to` in the good spec, and returns what the refusal says, all of it.
+#[track_caller]
 fn refusal(from: &str, to: &str) -> String {
-    assert!(GOOD.contains(from), "the good spec has no `{from}`");
-    let text = GOOD.replacen(from, to, 1);
+    let text = rewritten(GOOD, from, to);
     let error = match Spec::parse(&text, "cluster.yaml") {
         Err(error) => error,
         Ok(spec) => Plan::new(&spec, Templates::built_in(), &[]).expect_err("it should be refused"),
     };
-    assert_eq!(error.exit(), Some(Exit::Refused), "{error}");
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
     let mut text = format!("{error}\n{}\n", error.causes().join("\n"));
     text.push_str(&error.detail().join("\n"));
     format!("{text}\n{}", error.help().unwrap_or_default())
@@ -268,8 +275,8 @@ fn bad_specs_are_refused_with_the_place_and_the_remedy() {
             ],
         ),
         (
-            "version: 1",
-            "version: 2",
+            "version: 1\n",
+            "version: 2\n",
             &["cluster.yaml:1:10", "version 2", "version: 1"],
         ),
         (
@@ -426,14 +433,11 @@ fn bad_specs_are_refused_with_the_place_and_the_remedy() {
 
 #[test]
 fn labels_and_taints_of_the_defaults_and_of_the_node() {
-    let text = GOOD.replace(
-        "  cpus: 2\n",
-        "  cpus: 2\n  labels: {tier: gold, disk: hdd}\n  taints: ['gpu=true:NoSchedule']\n",
-    );
-    let plan = plan(&text.replace(
-        "labels: {disk: ssd}",
-        "labels: {disk: ssd}, taints: ['only:NoExecute']",
-    ));
+    let draft = good()
+        .add("defaults.labels", json!({"tier": "gold", "disk": "hdd"}))
+        .add("defaults.taints", json!(["gpu=true:NoSchedule"]))
+        .add("nodes.1.taints", json!(["only:NoExecute"]));
+    let plan = plan(&draft.text());
     let taints = |node: usize| {
         plan.nodes[node]
             .taints
@@ -485,13 +489,15 @@ fn all_problems_are_told_at_once() {
 
 #[test]
 fn rendered_artefacts() {
+    use nodegraft::core::domain_xml::HostFacts;
+    use nodegraft::core::host_key::HostKey;
     use nodegraft::core::mark::Mark;
     use nodegraft::core::ownership::Owner;
-    use nodegraft::core::plan::{HostFacts, HostKey};
-    let plan = plan(&GOOD.replace(
-        "name: worker-2",
-        "name: worker-2, mac: '52:54:00:aa:bb:cc', mtu: 1400, search: [lan]",
-    ));
+    let draft = good()
+        .add("nodes.1.mac", "52:54:00:aa:bb:cc")
+        .add("nodes.1.mtu", 1400)
+        .add("nodes.1.search", json!(["lan"]));
+    let plan = plan(&draft.text());
     let node = &plan.nodes[1];
     let key = HostKey {
         public: "ssh-ed25519 PUBLIC".into(),
@@ -502,11 +508,7 @@ fn rendered_artefacts() {
         disk_path: "/pool/disk".into(),
         seed_path: "/pool/seed".into(),
     };
-    let owner = Owner {
-        cluster: "homelab".into(),
-        node: node.name.clone(),
-        instance: "0123456789abcdef0123456789abcdef".into(),
-    };
+    let owner = Owner::of("homelab", &node.name, "0123456789abcdef0123456789abcdef");
     let mark = Mark {
         host_key: key.public.clone(),
         made_with: node.made_with(),
@@ -518,7 +520,7 @@ fn rendered_artefacts() {
     for (name, text) in plan
         .seed_files(
             node,
-            &mark.owner.instance,
+            mark.owner.machine_id(),
             &key,
             &["ssh-ed25519 LOGIN".into()],
         )
@@ -530,20 +532,20 @@ fn rendered_artefacts() {
         all.push_str(&format!("\n--- {}\n{}", step.name, step.script));
     }
     all.push_str(
-        &plan
-            .bootstrap_kubeconfig(
-                "https://192.168.3.101:6443",
-                "Q0E=",
-                "abcdef.0123456789abcdef",
-            )
-            .unwrap(),
+        &nodegraft::core::bootstrap::bootstrap_kubeconfig(
+            &plan.templates,
+            "https://192.168.3.101:6443",
+            "Q0E=",
+            "abcdef.0123456789abcdef",
+        )
+        .unwrap(),
     );
     insta::assert_snapshot!(all);
 }
 
 #[test]
 fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
-    use nodegraft::core::plan::HostKey;
+    use nodegraft::core::host_key::HostKey;
     let plan = plan(GOOD);
     let files = |private: Option<&str>| {
         let key = HostKey {
@@ -561,22 +563,32 @@ fn a_blanked_seed_has_the_same_instance_and_no_private_key() {
 fn every_rendered_script_passes_shellcheck() {
     use std::io::Write;
     use std::process::{Command, Stdio};
-    let containerd = GOOD
-        .replace(
-            "defaults:\n",
-            "defaults:\n  vars: {ntp_servers: [ntp.lan], apt_sources: ['deb http://m/ x main'], registry_mirrors: ['https://m']}\n",
-        )
-        .replace("package: kubelet", &format!("url: http://h/kubelet, sha256: {}", "a".repeat(64)));
-    let docker = GOOD.replace("debian-containerd", "debian-docker").replace(
-        "{version: 1.35.4, package: kubelet}",
-        "{version: 1.18.3, file: ./kubelet}",
-    );
-    let centos = GOOD.replace("debian-containerd", "centos7-docker").replace(
-        "{version: 1.35.4, package: kubelet}",
-        "{version: 1.18.3, package: kubelet-1.18.3}",
-    );
-    for spec in [GOOD, &containerd, &docker, &centos] {
-        let plan = plan(spec);
+    let vars = json!({
+        "ntp_servers": ["ntp.lan"],
+        "apt_sources": ["deb http://m/ x main"],
+        "registry_mirrors": ["https://m"],
+    });
+    let url = json!({"version": "1.35.4", "url": "http://h/kubelet", "sha256": "a".repeat(64)});
+    let docker = |profile: &str, kubelet| {
+        good()
+            .set("defaults.profile", profile)
+            .set("defaults.kubelet", kubelet)
+    };
+    for draft in [
+        good(),
+        good()
+            .add("defaults.vars", vars)
+            .set("defaults.kubelet", url),
+        docker(
+            "debian-docker",
+            json!({"version": "1.18.3", "file": "./kubelet"}),
+        ),
+        docker(
+            "centos7-docker",
+            json!({"version": "1.18.3", "package": "kubelet-1.18.3"}),
+        ),
+    ] {
+        let plan = plan(&draft.text());
         let steps = plan.nodes[0]
             .steps
             .iter()
@@ -614,7 +626,7 @@ fn every_rendered_script_passes_shellcheck() {
 #[test]
 fn the_bootstrap_kubeconfig_is_the_seeds() {
     let templates = nodegraft::core::template::Templates::built_in();
-    let text = nodegraft::core::plan::bootstrap_kubeconfig(
+    let text = nodegraft::core::bootstrap::bootstrap_kubeconfig(
         &templates,
         "https://192.168.3.101:6443",
         "Q0E=",

@@ -1,10 +1,10 @@
-//! `access`: what bootstrap tokens may do, the seed's chapter 8.
+//! `access`: what bootstrap tokens may do.
 
 use serde::Serialize;
 
-use super::{Setting, cluster_of};
+use super::{Setting, Verdict, cluster_of};
 use crate::cli::{self, Output};
-use crate::core::error::{Exit, Result};
+use crate::core::error::{Kind, Result};
 use crate::rooms::cluster::Cluster;
 use crate::rooms::cluster::access::{BOOTSTRAPPERS, Binding, NODES, Right};
 use crate::ui;
@@ -18,7 +18,7 @@ struct Answer {
     help: Option<String>,
 }
 
-pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
+pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Verdict> {
     match command {
         cli::Access::Check { cluster, groups } => {
             let cluster = cluster_of(cluster, setting).await?;
@@ -29,9 +29,9 @@ pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
                 ui::print_data(&answers, setting.output)?
             }
             Ok(if answers[0].allowed {
-                Exit::Done
+                Verdict::Done
             } else {
-                Exit::Unfit
+                Verdict::Reported(Kind::Unfit)
             })
         }
         cli::Access::Grant {
@@ -47,7 +47,7 @@ pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
                     binding.name, binding.group, binding.role
                 ))?;
             }
-            Ok(Exit::Done)
+            Ok(Verdict::Done)
         }
         cli::Access::Revoke { cluster } => {
             let cluster = cluster_of(cluster, setting).await?;
@@ -59,7 +59,7 @@ pub async fn run(command: &cli::Access, setting: &Setting) -> Result<Exit> {
                     format!("{}: none of ours\n", binding.name)
                 })?;
             }
-            Ok(Exit::Done)
+            Ok(Verdict::Done)
         }
     }
 }

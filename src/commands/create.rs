@@ -7,18 +7,19 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::image::{PREPARED, active_pool, template_names};
-use super::{Setting, kubeconfig_or_default, up};
+use super::{Setting, Verdict, kubeconfig_or_default, up};
 use crate::cli::{self, OnFailure, Output};
-use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::error::{Context, Error, Result};
 use crate::core::first_boot::is_red_hat;
 use crate::core::plan::Plan;
 use crate::core::spec::{FirstBoot, Network, Size, Spec, is_node_name};
+use crate::rooms::files;
 use crate::rooms::libvirt::Host;
 use crate::rooms::state::StateDir;
 use crate::ui;
 use crate::ui::prompt::{Prompt, Question};
 
-pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Verdict> {
     let prompt = Prompt::new(args.yes);
     let template = if args.print_spec && args.template.is_some() {
         args.template.clone().unwrap_or_default()
@@ -28,7 +29,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
     let text = spec_text(args, &template, &prompt)?;
     if args.print_spec {
         ui::print(&text)?;
-        return Ok(Exit::Done);
+        return Ok(Verdict::Done);
     }
     let spec = Spec::parse(&text, "the spec of these answers")?;
     let plan = Plan::new(&spec, setting.templates()?, &[])?;
@@ -44,14 +45,14 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
         node.mac
     ));
     if !prompt.confirm("Go on with this?", true)? {
-        return Err(Error::new("nothing was made").with_exit(Exit::Refused));
+        return Err(Error::refused("nothing was made"));
     }
     // Kept, so that `down` and `status` have a spec to go by.
     let state = StateDir::open(&plan.cluster.name)?;
     let file = state.log(&node.name, "spec.yaml")?;
-    std::fs::write(&file, &text).doing(format!("writing {}", file.display()))?;
+    files::write(&file, &text).doing(format!("writing {}", file.display()))?;
     let key = state.login_key_path(None);
-    let exit = up::run_plan(
+    let verdict = up::run_plan(
         plan,
         &up::Manner::one(if args.undo {
             OnFailure::Undo
@@ -62,7 +63,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
         setting,
     )
     .await?;
-    if exit == Exit::Done && setting.output == Output::Text {
+    if verdict == Verdict::Done && setting.output == Output::Text {
         ui::print(&format!(
             "ssh -i {} {}@{}\n",
             key.display(),
@@ -70,7 +71,7 @@ pub async fn run(args: &cli::Create, setting: &Setting) -> Result<Exit> {
             node.ip
         ))?;
     }
-    Ok(exit)
+    Ok(verdict)
 }
 
 /// Looks at pool and template first, and says so.
@@ -151,7 +152,7 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
             .map(|n| n.to_string())
             .ok_or_else(|| "a number from 1 on".into())
     })?;
-    // The seed's habit: a VM named after its address.
+    // A VM may be named after its address.
     let likely = name.parse::<IpAddr>().is_ok().then(|| name.clone());
     let address = ask(
         "--address",
@@ -173,7 +174,7 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
     let net: IpNet = if address.contains('/') {
         address
             .parse()
-            .map_err(|_| Error::new("the address does not parse"))?
+            .map_err(|_| Error::usage("the address does not parse"))?
     } else {
         let mask = ask(
             "--netmask",
@@ -182,7 +183,7 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
             Some("255.255.255.0".into()),
             &|text| with_mask(&address, text).map(|_| text.to_owned()),
         )?;
-        with_mask(&address, &mask).map_err(Error::new)?
+        with_mask(&address, &mask).map_err(Error::usage)?
     };
     let inside = |text: &str| match text.parse::<IpAddr>() {
         Ok(ip) if net.contains(&ip) && ip != net.addr() => Ok(text.to_owned()),
@@ -227,7 +228,8 @@ fn spec_text(args: &cli::Create, template: &str, prompt: &Prompt) -> Result<Stri
     if args.join {
         join(args, &mut spec)?;
     }
-    serde_saphyr::to_string(&spec).doing("writing the spec")
+    serde_saphyr::to_string(&spec)
+        .map_err(|error| Error::bug("writing the spec").because(error.to_string()))
 }
 
 /// CentOS images without cloud-init are what this command was made for; one that has it leaves our unit idle.
@@ -242,7 +244,7 @@ fn first_boot(args: &cli::Create, template: &str) -> FirstBoot {
 
 /// What `--join` adds: the cluster, the steps, the kubelet.
 fn join(args: &cli::Create, spec: &mut Value) -> Result<()> {
-    let needs = |flag: &str| Error::new(format!("--join needs {flag}")).with_exit(Exit::Usage);
+    let needs = |flag: &str| Error::usage(format!("--join needs {flag}"));
     let kubelet = args
         .kubelet
         .as_deref()

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::{Setting, kubeconfig_or_default, load_spec, open_cluster};
+use super::{Setting, Verdict, kubeconfig_or_default, load_spec, open_cluster};
 use crate::cli::{self, Output};
-use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::error::{Error, Kind, Result, one_line, system_words};
 use crate::core::finding::{Finding, State};
 use crate::core::plan;
 use crate::core::spec;
@@ -13,7 +13,7 @@ use crate::rooms::libvirt::Host;
 use crate::stages::preflight;
 use crate::ui;
 
-pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Verdict> {
     let spec = args.file.as_deref().map(load_spec).transpose()?;
     let host_spec = spec
         .as_ref()
@@ -27,9 +27,9 @@ pub async fn run(args: &cli::Doctor, setting: &Setting) -> Result<Exit> {
     }
     Ok(
         if findings.iter().any(|finding| finding.state == State::Bad) {
-            Exit::Unfit
+            Verdict::Reported(Kind::Unfit)
         } else {
-            Exit::Done
+            Verdict::Done
         },
     )
 }
@@ -97,7 +97,7 @@ async fn host(spec: &spec::Host) -> Vec<Finding> {
             {
                 Ok(_) => Finding::good("/dev/kvm can be opened"),
                 Err(error) => Finding::doubtful(
-                    format!("/dev/kvm cannot be opened by you: {error}"),
+                    format!("/dev/kvm cannot be opened by you: {}", system_words(&error)),
                     "libvirt opens it itself; join the group kvm for use without libvirt",
                 ),
             },
@@ -119,7 +119,7 @@ async fn cluster(spec: Option<&spec::Spec>, setting: &Setting) -> Vec<Finding> {
             Ok(plan) => plan.cluster,
             Err(error) => return vec![bad(&error)],
         },
-        None => plan::Cluster::of_kubeconfig(&kubeconfig_or_default(None), None),
+        None => plan::ClusterPlan::of_kubeconfig(&kubeconfig_or_default(None), None),
     };
     let told = source.server;
     let Some(source) = source.source else {

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use futures_util::StreamExt;
 
-use super::{Setting, cluster_if_any, load_outline};
+use super::{Setting, Verdict, cluster_if_any, load_outline};
 use crate::cli;
-use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::error::{Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
 use crate::core::plan;
 use crate::core::spec::Outline;
@@ -18,9 +18,9 @@ use crate::stages::inventory::{Ask, Existing, Inventory};
 use crate::stages::removal::{Drain, Remover};
 use crate::ui::prompt::Prompt;
 
-pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Verdict> {
     let outline = load_outline(&args.spec.file)?;
-    let terms = plan::Cluster::of_spec(&outline.cluster)?;
+    let terms = plan::ClusterPlan::of_spec(&outline.cluster)?;
     let _lock = crate::rooms::state::StateDir::open(&terms.name)?.lock()?;
     let _shared = crate::rooms::state::lock_host(&outline.host.uri, &terms.name)?;
     let host = Host::open(&outline.host.uri).await?;
@@ -56,11 +56,12 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
             .iter()
             .map(|node| NodeRow {
                 name: node.owner.node.clone(),
-                stages: node.removal(drain).words(),
+                stages: node.removal(drain).rows(),
             })
             .collect(),
     });
     let remover = Remover::new(
+        &terms.name,
         Some(&host),
         cluster.as_ref(),
         setting.events.clone(),
@@ -102,26 +103,25 @@ pub async fn run(args: &cli::Down, setting: &Setting) -> Result<Exit> {
         },
     });
     Ok(if setting.stop.is_cancelled() {
-        Exit::Interrupted
+        Verdict::Reported(Kind::Interrupted)
     } else if failed > 0 {
-        Exit::Leftover
+        Verdict::Reported(Kind::Leftover)
     } else {
-        Exit::Done
+        Verdict::Done
     })
 }
 
-async fn cluster(terms: &plan::Cluster) -> Result<Option<Cluster>> {
+async fn cluster(terms: &plan::ClusterPlan) -> Result<Option<Cluster>> {
     cluster_if_any(terms).await.map_err(|error| {
         let help = error
             .help()
             .unwrap_or("the cluster cannot be asked")
             .to_owned();
-        Error::new("nothing was removed, since the cluster does not answer")
+        Error::unfit("nothing was removed, since the cluster does not answer")
             .because(error)
             .with_help(format!(
                 "{help}; if the cluster is dead: nodegraft down --without-cluster"
             ))
-            .with_exit(Exit::Unfit)
     })
 }
 
@@ -146,11 +146,10 @@ fn choose<'a>(
         known.extend(outline.nodes.iter().map(|node| node.name.as_str()));
         known.sort_unstable();
         known.dedup();
-        return Err(Error::new(format!(
+        return Err(Error::refused(format!(
             "neither the spec nor the host knows a node `{unknown}` of this cluster"
         ))
-        .with_help(format!("its nodes are: {}", known.join(", ")))
-        .with_exit(Exit::Refused));
+        .with_help(format!("its nodes are: {}", known.join(", "))));
     }
     let wanted = |node: &&Existing| {
         let name = &node.owner.node;
@@ -245,7 +244,7 @@ pub(super) fn ask(prompt: &Prompt, what: &str, question: &str, setting: &Setting
     if setting.stop.is_cancelled() {
         return Err(Error::interrupted());
     }
-    Err(Error::new("nothing was removed").with_exit(Exit::Refused))
+    Err(Error::refused("nothing was removed"))
 }
 
 async fn remove(
@@ -314,7 +313,7 @@ async fn release(cluster: &Cluster, name: &str, setting: &Setting) -> usize {
     }
 }
 
-fn tell_of_the_cluster(doomed: &[&Existing], terms: &plan::Cluster, setting: &Setting) {
+fn tell_of_the_cluster(doomed: &[&Existing], terms: &plan::ClusterPlan, setting: &Setting) {
     let names: Vec<&str> = doomed.iter().map(|node| node.owner.node.as_str()).collect();
     if names.is_empty() {
         return;

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use super::Setting;
+use super::{Setting, Verdict};
 use crate::cli;
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::finding::State;
 use crate::core::first_boot;
 use crate::core::mark::{Claimed, Mark, escape};
-use crate::core::ownership::Owner;
+use crate::core::ownership::{Owner, may_be_template};
 use crate::core::spec::VirtType;
 use crate::rooms::guestfs;
 use crate::rooms::libvirt::Host;
@@ -18,11 +18,11 @@ use crate::rooms::process;
 use crate::stages::preflight::{injection, virt_type};
 use crate::ui;
 
-pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
+pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Verdict> {
     let host = Host::open(&args.host.uri).await?;
     let (pool, source) = (&args.host.pool, &args.volume);
     let target = args.target.clone().unwrap_or_else(|| prepared_name(source));
-    let unfit = |what: String| Error::new(what).with_exit(Exit::Unfit);
+    let unfit = |what: String| Error::unfit(what);
     let found = active_pool(&host, pool).await?;
     let Some(template) = host.volume(pool, source).await? else {
         let templates = template_names(&found);
@@ -49,7 +49,7 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Exit> {
     made?;
     removed?;
     ui::print(&format!("{target}\n"))?;
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }
 
 /// Owns the working volumes. No cluster can have a dot in its name.
@@ -64,13 +64,12 @@ async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
     {
         let theirs = earlier
             .owner()
-            .filter(|theirs| theirs.cluster == PREPARE && theirs.node == owner.node);
+            .filter(|theirs| theirs.is_node(PREPARE, &owner.node));
         let Some(theirs) = theirs else {
-            return Err(Error::new(format!(
+            return Err(Error::unfit(format!(
                 "the name {name} is taken by a domain that is not ours"
             ))
-            .with_help("name another volume with --as")
-            .with_exit(Exit::Unfit));
+            .with_help("name another volume with --as"));
         };
         let by = earlier
             .mark
@@ -78,15 +77,14 @@ async fn claim(host: &Host, pool: &Pool, owner: &Owner) -> Result<()> {
             .and_then(|mark| mark.by.as_deref())
             .unwrap_or_default();
         if process::may_live(by) {
-            return Err(Error::new(format!(
+            return Err(Error::unfit(format!(
                 "another `image prepare` is making {} (host, process and start: {by})",
                 owner.node
             ))
             .with_help(format!(
                 "wait for it; if it is dead: virsh -c '{}' undefine {name}",
                 host.uri()
-            ))
-            .with_exit(Exit::Unfit));
+            )));
         }
         // In the pool that it names, which need not be the one given now.
         let listed = earlier.mark.as_ref().and_then(|mark| mark.volumes.first());
@@ -135,7 +133,7 @@ async fn make(
     let overlay = host
         .volume(pool, work)
         .await?
-        .ok_or_else(|| Error::new(format!("{work} vanished from the pool {pool}")))?;
+        .ok_or_else(|| Error::unfit(format!("{work} vanished from the pool {pool}")))?;
     let kvm = virt_type(host, VirtType::Auto).await?.0 == "kvm";
     let unit = first_boot::unit(&setting.templates()?)?;
     ui::note(&format!(
@@ -156,16 +154,15 @@ pub async fn active_pool(host: &Host, name: &str) -> Result<Pool> {
         .await?
         .filter(|pool| pool.active)
         .ok_or_else(|| {
-            Error::new(format!("the pool {name} is not there, or not active"))
+            Error::unfit(format!("the pool {name} is not there, or not active"))
                 .with_help("see: virsh pool-list --all; name one with --pool")
-                .with_exit(Exit::Unfit)
         })
 }
 
 /// The volumes that VMs can be cloned from: qcow2, and not ours.
 pub fn template_names(pool: &Pool) -> Vec<String> {
     let mut names = pool.names.clone();
-    names.retain(|name| name.ends_with(".qcow2") && !name.starts_with("nodegraft."));
+    names.retain(|name| name.ends_with(".qcow2") && may_be_template(name));
     names.sort();
     names
 }

@@ -2,23 +2,23 @@
 //! Join, Ready.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::{Setting, joined_cluster, own_login};
+use super::{Setting, Verdict, joined_cluster, own_login};
 use crate::cli;
-use crate::core::error::{Context, Error, Exit, Result, one_line};
+use crate::core::error::{Context, Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
-use crate::core::journal::{Journal, Thing};
+use crate::core::journal::Journal;
 use crate::core::label;
-use crate::core::plan::{Cluster as Terms, DEADLINES, Deadlines, Member};
+use crate::core::plan::{ClusterPlan, DEADLINES, Deadlines, Member};
 use crate::core::server;
 use crate::core::spec::is_node_name;
-use crate::pipeline::runner::{Walk, Walked};
-use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::pipeline::runner::{Walked, names};
+use crate::pipeline::stage::{Check, Reporter};
 use crate::rooms::cluster::Cluster;
 use crate::rooms::cluster::access::NeededBy;
-use crate::rooms::ssh::Session;
+use crate::rooms::ssh::{self, Session};
 use crate::rooms::state::StateDir;
 use crate::stages::candidate::{Candidate, Machine};
 use crate::stages::removal::{Removal, Remover};
@@ -26,7 +26,7 @@ use crate::stages::{access_stages, join_stages};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Verdict> {
     let begun = Instant::now();
     let labels = args
         .labels
@@ -37,23 +37,17 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
     terms.server = args.server.clone().or(terms.server);
     terms.access = args.access.map_or(terms.access, super::up::access);
     let _lock = StateDir::open(&terms.name)?.lock()?;
-    let machine = open(args, labels, terms, cluster, setting).await?;
+    let mut machine = open(args, labels, terms, cluster, setting).await?;
     let (once, each) = (access_stages::<Machine>(), join_stages::<Machine>());
-    let names = |stages: &[Box<dyn Stage<Machine>>]| {
-        stages
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect::<Vec<_>>()
-    };
     let name = machine.member.name.clone();
     let report = Reporter::new(setting.events.clone(), Some(name.clone()), each[0].name());
     // A machine that is in the cluster, or cannot be, needs no binding.
     let needed = match each[0]
-        .check(&machine, &report)
+        .check(&mut machine, &report)
         .await
-        .map_err(|error| error.with_exit(Exit::Unfit))?
+        .map_err(|error| error.as_kind(Kind::Unfit))?
     {
-        Check::Conflict(error) => return Err(error.with_exit(Exit::Unfit)),
+        Check::Conflict(error) => return Err(error.as_kind(Kind::Unfit)),
         Check::Needed(_) => true,
         Check::Done(_) => false,
     };
@@ -67,16 +61,9 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
         }],
     });
     let journal = Journal::default();
-    let walk = |stages, subject| Walk {
-        stages,
-        on: &machine,
-        subject,
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal: &journal,
-    };
     if needed {
-        let Walked { result, .. } = walk(&once, None).forward().await;
+        let walk = setting.walk(&once, &mut machine, None, &journal);
+        let Walked { result, .. } = walk.forward().await;
         if result.is_err() {
             clean_up(&machine, &journal, false, setting).await;
         }
@@ -84,18 +71,19 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
             if error.is_interruption() {
                 error
             } else {
-                error.with_exit(Exit::Unfit).shown()
+                error.as_kind(Kind::Unfit).shown()
             }
         })?;
     }
-    let walked = walk(&each, Some(name)).forward().await;
+    let walk = setting.walk(&each, &mut machine, Some(name), &journal);
+    let walked = walk.forward().await;
     let left = clean_up(&machine, &journal, walked.result.is_err(), setting).await;
     let result = tell(setting, &machine, walked, begun.elapsed().as_secs_f64());
     Ok(match result {
-        _ if left => Exit::Leftover,
-        NodeResult::Done | NodeResult::Unchanged | NodeResult::Differs => Exit::Done,
-        NodeResult::Interrupted => Exit::Interrupted,
-        NodeResult::Failed => Exit::NodesFailed,
+        _ if left => Verdict::Reported(Kind::Leftover),
+        NodeResult::Done | NodeResult::Unchanged | NodeResult::Differs => Verdict::Done,
+        NodeResult::Interrupted => Verdict::Reported(Kind::Interrupted),
+        NodeResult::Failed => Verdict::Reported(Kind::Failed),
     })
 }
 
@@ -103,9 +91,7 @@ pub async fn run(args: &cli::Join, setting: &Setting) -> Result<Exit> {
 async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &Setting) -> bool {
     let mut left = Vec::new();
     let things = journal.backward();
-    let bound = things
-        .iter()
-        .any(|thing| matches!(thing, Thing::Binding { .. }));
+    let bound = !journal.shared().is_empty();
     if failed && let Ok(owner) = machine.membership() {
         let removal = Removal {
             owner,
@@ -116,7 +102,13 @@ async fn clean_up(machine: &Machine, journal: &Journal, failed: bool, setting: &
         };
         // A stop that ended the join does not end its undoing.
         let stop = tokio_util::sync::CancellationToken::new();
-        let remover = Remover::new(None, Some(&machine.cluster), setting.events.clone(), stop);
+        let remover = Remover::new(
+            &machine.terms.name,
+            None,
+            Some(&machine.cluster),
+            setting.events.clone(),
+            stop,
+        );
         left = remover.undo_all(&removal, machine).await.left;
     }
     if bound {
@@ -169,39 +161,38 @@ fn tell(setting: &Setting, machine: &Machine, walked: Walked, seconds: f64) -> N
 async fn open(
     args: &cli::Join,
     labels: BTreeMap<String, String>,
-    terms: Terms,
+    terms: ClusterPlan,
     cluster: Cluster,
     setting: &Setting,
 ) -> Result<Machine> {
-    let unfit = |error: Error| error.with_exit(Exit::Unfit);
     let target = own_login(&args.host);
     let shell = target.command();
-    let ip = address_of(&target.host).map_err(unfit)?;
+    let ip = address_of(&target.host)?;
     let session = Session::open(target.clone(), LIMIT)
         .await
         .doing(format!("logging in to {}", args.host))
-        .map_err(|error| {
-            unfit(error.with_help(format!("does `{shell}` work without a password?")))
-        })?;
+        .map_err(|error| error.with_help(format!("does `{shell}` work without a password?")))?;
     let server = terms.server.as_deref().unwrap_or(&cluster.server);
     if !ip.is_loopback()
         && let Err((what, help)) = server::check_way(server)
     {
-        return Err(unfit(Error::new(what).with_help(help)));
+        return Err(Error::unfit(what).with_help(help));
     }
     let facts = session
         .output(FACTS, LIMIT)
         .await
-        .doing(format!("looking at {}", args.host))
-        .map_err(unfit)?;
-    let facts = parse_facts(&facts, &args.host).map_err(unfit)?;
+        .doing(format!("looking at {}", args.host))?;
+    let facts = parse_facts(&facts, &args.host)?;
     if facts
         .own_ca
         .is_some_and(|ca| !holds_one_of(&ca, &cluster.ca_pem))
     {
-        return Err(unfit(
-            Error::new(format!("{} is the control plane of another cluster: it holds the key of another CA", args.host))
-                .with_help("is that the machine you mean? a join would replace its ca.crt; nothing was changed"),
+        return Err(Error::unfit(format!(
+            "{} is the control plane of another cluster: it holds the key of another CA",
+            args.host
+        ))
+        .with_help(
+            "is that the machine you mean? a join would replace its ca.crt; nothing was changed",
         ));
     }
     let name = args
@@ -211,9 +202,8 @@ async fn open(
         .unwrap_or_else(|| facts.hostname.to_lowercase());
     if !is_node_name(&name) {
         return Err(
-            Error::new(format!("`{name}` cannot name a Kubernetes node"))
-                .with_help("give --name, and the same to the kubelet as --hostname-override")
-                .with_exit(Exit::Usage),
+            Error::usage(format!("`{name}` cannot name a Kubernetes node"))
+                .with_help("give --name, and the same to the kubelet as --hostname-override"),
         );
     }
     let serving = args.approve_serving || terms.serving;
@@ -270,12 +260,12 @@ fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
     let (machine_id, hostname, kubelet, own_ca) = (next(), next(), next(), next());
     let unit: String = lines.map(|line| format!("{line} ")).collect();
     if kubelet.is_empty() {
-        return Err(Error::new(format!("{at} has no kubelet")).with_help(
+        return Err(Error::unfit(format!("{at} has no kubelet")).with_help(
             "install one and the container runtime first: the scripts of a profile show how (nodegraft templates DIR), `up` runs them",
         ));
     }
     if !unit.contains("bootstrap-kubelet.conf") {
-        return Err(Error::new(format!("the kubelet of {at} is not told of /etc/kubernetes/bootstrap-kubelet.conf")).with_help(
+        return Err(Error::unfit(format!("the kubelet of {at} is not told of /etc/kubernetes/bootstrap-kubelet.conf")).with_help(
             "start it with --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf",
         ));
     }
@@ -295,24 +285,16 @@ fn parse_facts(text: &str, at: &str) -> Result<MachineFacts> {
 }
 
 fn address_of(host: &str) -> Result<IpAddr> {
-    let resolved = (host, 22)
-        .to_socket_addrs()
-        .doing(format!("resolving {host}"));
-    let mut found = resolved.map_err(|error| {
-        error.with_help("is that its name, and does this machine know it? an address does, too")
-    })?;
-    found
-        .next()
-        .map(|address| address.ip())
-        .ok_or_else(|| Error::new(format!("{host} has no address")))
+    ssh::resolve(host, 22)
+        .map(|addresses| addresses[0].ip())
+        .doing(format!("resolving {host}"))
 }
 
 fn parse_label(label: &str) -> Result<(String, String)> {
     let refused = |why: String| {
-        Error::new(format!("`{label}` is not a label"))
-            .because(Error::new(why))
+        Error::usage(format!("`{label}` is not a label"))
+            .because(why)
             .with_help("write it as key=value")
-            .with_exit(Exit::Usage)
     };
     let (key, value) = label
         .split_once('=')

@@ -1,16 +1,14 @@
-//! `kubeconfig bootstrap`: the file of the seed's chapter 7.
+//! `kubeconfig bootstrap`: the file that a kubelet starts with.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-
-use super::{Setting, cluster_of};
+use super::{Setting, Verdict, cluster_of};
 use crate::cli;
-use crate::core::error::{Context, Exit, Result};
-use crate::core::plan::bootstrap_kubeconfig;
+use crate::core::bootstrap::bootstrap_kubeconfig;
+use crate::core::error::{Context, Result};
 use crate::rooms::cluster::token::Token;
+use crate::rooms::files;
 use crate::ui;
 
-pub async fn run(command: &cli::Kubeconfig, setting: &Setting) -> Result<Exit> {
+pub async fn run(command: &cli::Kubeconfig, setting: &Setting) -> Result<Verdict> {
     let cli::Kubeconfig::Bootstrap {
         cluster,
         token,
@@ -28,18 +26,8 @@ pub async fn run(command: &cli::Kubeconfig, setting: &Setting) -> Result<Exit> {
     )?;
     match write {
         None => ui::print(&text)?,
-        Some(path) => {
-            // It holds a secret: never readable by others, not even for a moment.
-            let mut file = std::fs::OpenOptions::new()
-                .create_new(true)
-                .write(true)
-                .mode(0o600)
-                .open(path)
-                .doing(format!("making {}", path.display()))
-                .map_err(|error| error.with_help("name a file that does not exist yet"))?;
-            file.write_all(text.as_bytes())
-                .doing(format!("writing {}", path.display()))?;
-        }
+        Some(path) => files::create_private(path, &text)
+            .doing(format!("writing the kubeconfig {}", path.display()))?,
     }
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }

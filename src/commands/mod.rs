@@ -15,23 +15,33 @@ pub mod token;
 pub mod up;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ClusterArgs, Output, SpecArgs};
-use crate::core::error::{Context, Error, Exit, Result};
-use crate::core::plan::{Cluster as PlannedCluster, ClusterSource, Plan};
+use crate::core::error::{Context, Error, Kind, Result};
+use crate::core::event::Subject;
+use crate::core::journal::Journal;
+use crate::core::plan::{ClusterPlan, ClusterSource, Plan};
 use crate::core::spec::{Outline, Spec, rooted};
 use crate::core::template::Templates;
-use crate::pipeline::stage::Events;
+use crate::pipeline::runner::Walk;
+use crate::pipeline::stage::{Events, Stage};
 use crate::rooms::cluster::Cluster;
 use crate::rooms::libvirt::Host;
 use crate::rooms::ssh::{Identity, Session, Target, Trust};
 use crate::rooms::state::{StateDir, expand_home, own_public_keys};
-use crate::rooms::template_dir;
-use crate::stages::Run;
+use crate::rooms::{files, template_dir};
+use crate::stages::Opened;
 use crate::stages::steps::Shared;
+
+/// How a command came out that did not fail, or has reported by itself what did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    Done,
+    Reported(Kind),
+}
 
 /// What every command is given besides its own arguments.
 pub struct Setting {
@@ -46,8 +56,26 @@ impl Setting {
         match &self.templates {
             None => Ok(Templates::built_in()),
             Some(dir) => Templates::with(
-                template_dir::read(dir).map_err(|error| error.with_exit(Exit::Refused))?,
+                template_dir::read(dir).map_err(|error| error.as_kind(Kind::Refused))?,
             ),
+        }
+    }
+
+    /// A walk through a list, with this command's voice and stop.
+    pub fn walk<'a, C>(
+        &self,
+        stages: &'a [Box<dyn Stage<C>>],
+        on: &'a mut C,
+        subject: Subject,
+        journal: &'a Journal,
+    ) -> Walk<'a, C> {
+        Walk {
+            stages,
+            on,
+            subject,
+            events: self.events.clone(),
+            stop: self.stop.clone(),
+            journal,
         }
     }
 
@@ -69,32 +97,26 @@ pub fn load_outline(file: &Path) -> Result<Outline> {
 }
 
 fn read_spec(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file)
+    files::read(file)
         .doing(format!("reading the spec {}", file.display()))
         .map_err(|error| {
             error
                 .with_help("write one as the README shows, or name it with -f FILE")
-                .with_exit(Exit::Refused)
+                .as_kind(Kind::Refused)
         })
 }
 
 /// Opens every room a pipeline needs. Changes nothing but this machine's own state directory.
-pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
+pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Opened> {
     let state = StateDir::open(&plan.cluster.name)?;
-    let key = state.login_key(plan.ssh_key.as_deref()).map_err(|error| {
-        if error.exit().is_none() {
-            error.with_exit(Exit::Refused)
-        } else {
-            error
-        }
-    })?;
+    let key = state.login_key(plan.ssh_key.as_deref())?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = cluster_if_any(&plan.cluster).await?;
     let mut authorized_keys = vec![key.public.clone()];
     authorized_keys.extend(plan.authorized_keys.iter().cloned());
     authorized_keys.extend(own_public_keys());
     authorized_keys.dedup();
-    Ok(Arc::new(Run {
+    Ok(Opened {
         plan,
         host,
         cluster,
@@ -102,28 +124,25 @@ pub async fn open(plan: Plan, recreate: Vec<String>) -> Result<Arc<Run>> {
         key,
         authorized_keys,
         recreate,
-        virt_type: OnceLock::new(),
-        sight: OnceLock::new(),
         steps: Shared::new()?,
-    }))
+        sight: None,
+    })
 }
 
 /// The cluster that the flags name, a spec's or a kubeconfig's: its terms, and a connection.
 pub async fn joined_cluster(
     args: &ClusterArgs,
     setting: &Setting,
-) -> Result<(PlannedCluster, Cluster)> {
+) -> Result<(ClusterPlan, Cluster)> {
     let planned = match &args.file {
         Some(file) => Plan::new(&load_spec(file)?, setting.templates()?, &[])?.cluster,
-        None => PlannedCluster::of_kubeconfig(
+        None => ClusterPlan::of_kubeconfig(
             &kubeconfig_or_default(args.kubeconfig.as_deref()),
             args.context.clone(),
         ),
     };
     let source = planned.source.clone().ok_or_else(|| {
-        Error::new("this spec joins no cluster")
-            .with_help("name one with --kubeconfig")
-            .with_exit(Exit::Usage)
+        Error::usage("this spec joins no cluster").with_help("name one with --kubeconfig")
     })?;
     let cluster = open_cluster(&source).await?;
     Ok((planned, cluster))
@@ -149,7 +168,7 @@ pub async fn cluster_of(args: &ClusterArgs, setting: &Setting) -> Result<Cluster
 }
 
 /// The planned cluster, or `None` where nothing joins.
-pub async fn cluster_if_any(planned: &PlannedCluster) -> Result<Option<Cluster>> {
+pub async fn cluster_if_any(planned: &ClusterPlan) -> Result<Option<Cluster>> {
     match &planned.source {
         Some(source) => open_cluster(source).await.map(Some),
         None => Ok(None),
@@ -167,13 +186,7 @@ pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
             Cluster::from_files(&paths, context.as_deref()).await
         }
         ClusterSource::ControlPlane(at) => {
-            let (kubeconfig, ca) = read_control_plane(at).await.map_err(|error| {
-                if error.exit().is_none() {
-                    error.with_exit(Exit::Unfit)
-                } else {
-                    error
-                }
-            })?;
+            let (kubeconfig, ca) = read_control_plane(at).await?;
             let connected = Cluster::from_text(
                 &kubeconfig,
                 &format!("{at}:/etc/kubernetes/admin.conf"),
@@ -183,11 +196,12 @@ pub async fn open_cluster(source: &ClusterSource) -> Result<Cluster> {
             if connected.ca_pem.split_whitespace().collect::<String>()
                 != ca.split_whitespace().collect::<String>()
             {
-                return Err(Error::new(format!(
+                return Err(Error::unfit(format!(
                     "on {at}, /etc/kubernetes/pki/ca.crt is not the CA of admin.conf"
                 ))
-                .with_help("the control plane's files are of two clusters; renew admin.conf there")
-                .with_exit(Exit::Unfit));
+                .with_help(
+                    "the control plane's files are of two clusters; renew admin.conf there",
+                ));
             }
             Ok(connected)
         }

@@ -2,14 +2,18 @@
 
 use serde::Serialize;
 
-use super::Setting;
+use super::{Setting, Verdict};
 use crate::cli::{self, Output};
-use crate::core::error::{Exit, Result};
+use crate::core::bootstrap::bootstrap_kubeconfig;
+use crate::core::domain_xml::HostFacts;
+use crate::core::error::Result;
+use crate::core::host_key::HostKey;
 use crate::core::mark::Mark;
 use crate::core::ownership::Owner;
-use crate::core::plan::{HostFacts, HostKey, Node, Plan};
-use crate::core::spec::{Clone as CloneMode, Size};
-use crate::stages::node_stages;
+use crate::core::plan::{Node, Plan};
+use crate::core::stage_name::StageName;
+use crate::pipeline::stage::{Stage, Work};
+use crate::stages::{node_stages, run_stages};
 use crate::ui;
 
 /// A plan as data, for `--output json`.
@@ -26,13 +30,14 @@ struct Shown<'a> {
 struct ShownNode<'a> {
     #[serde(flatten)]
     node: &'a Node,
-    stages: Vec<(String, String)>,
+    stages: Vec<(StageName, String)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<(String, String)>,
 }
 
-pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
+pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Verdict> {
     let plan = setting.plan(&args.spec)?;
+    let joins = plan.cluster.source.is_some();
     let mut nodes = Vec::new();
     for node in &plan.nodes {
         let files = if args.show {
@@ -42,7 +47,7 @@ pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
         };
         nodes.push(ShownNode {
             node,
-            stages: story(&plan, node),
+            stages: story(&node_stages(node, joins), node),
             files,
         });
     }
@@ -50,102 +55,22 @@ pub fn run(args: &cli::Plan, setting: &Setting) -> Result<Exit> {
         cluster: &plan.cluster.name,
         host: &plan.host.uri,
         pool: &plan.host.pool,
-        joins: plan.cluster.source.is_some(),
+        joins,
         nodes,
     };
     match setting.output {
         Output::Json | Output::Yaml => ui::print_data(&shown, setting.output)?,
-        Output::Text => ui::print(&text(&shown))?,
+        Output::Text => ui::print(&text(&shown, &story(&run_stages(joins), &plan)))?,
     }
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }
 
-/// What each stage will do for a node, in the list's order and words.
-fn story(plan: &Plan, node: &Node) -> Vec<(String, String)> {
-    let steps: Vec<&str> = node.steps.iter().map(|step| step.name.as_str()).collect();
-    let how = match node.clone {
-        CloneMode::Overlay => "a thin overlay on",
-        CloneMode::Full => "a full copy of",
-    };
-    let walked = node_stages(node, plan.cluster.source.is_some());
-    let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
-    [
-        (
-            "Claim",
-            format!(
-                "{}: {} cpus, {}, {}",
-                node.name,
-                node.cpus,
-                Size(node.memory),
-                node.network
-            ),
-        ),
-        (
-            "Volume",
-            format!(
-                "in {}: {how} {}, {}",
-                plan.host.pool,
-                node.template,
-                Size(node.disk)
-            ),
-        ),
-        (
-            "Inject",
-            "the first-boot unit, offline, by virt-customize".into(),
-        ),
-        (
-            "Seed",
-            format!(
-                "{} via {}, DNS {}, MAC {}, host name {}",
-                node.address,
-                node.gateway,
-                if dns.is_empty() {
-                    "none".into()
-                } else {
-                    dns.join(" ")
-                },
-                node.mac,
-                node.hostname
-            ),
-        ),
-        (
-            "Boot",
-            format!(
-                "start it, SSH answers at {} within {} s",
-                node.ip,
-                node.deadlines.boot.as_secs()
-            ),
-        ),
-        (
-            "Login",
-            format!(
-                "as {}, host key pinned, first boot over; then the key is blanked in the seed",
-                node.user
-            ),
-        ),
-        (
-            "Steps",
-            format!("{} of the profile {}", steps.join(", "), node.profile),
-        ),
-        (
-            "Join",
-            format!(
-                "a token of its own, the kubelet, approval of its one request, as Node {}",
-                node.name
-            ),
-        ),
-        (
-            "Ready",
-            format!(
-                "the Node is Ready within {} s",
-                node.deadlines.ready.as_secs()
-            ),
-        ),
-    ]
-    .into_iter()
-    .filter(|(stage, _)| walked.iter().any(|walked| walked.name() == *stage))
-    .map(|(stage, what)| (stage.to_owned(), what))
-    .collect()
+/// What each stage will do, in the list's order and each in its own words.
+fn story<C: Work>(stages: &[Box<dyn Stage<C>>], planned: &C::Planned) -> Vec<(StageName, String)> {
+    stages
+        .iter()
+        .map(|stage| (stage.name(), stage.plan(planned)))
+        .collect()
 }
 
 /// Every file as it will be rendered; what is a secret, or known only to the host, stands in angle brackets.
@@ -158,11 +83,7 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
         disk_path: "<path of the disk>".into(),
         seed_path: "<path of the seed volume>".into(),
     };
-    let owner = Owner {
-        cluster: plan.cluster.name.clone(),
-        node: node.name.clone(),
-        instance: "<instance, made by up>".into(),
-    };
+    let owner = Owner::of(&plan.cluster.name, &node.name, "<instance, made by up>");
     let key = HostKey {
         public: "<public host key>".into(),
         private: Some("<private host key, made by up>".into()),
@@ -197,7 +118,12 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
         .unwrap_or("<server of the kubeconfig>");
     files.push((
         "join/bootstrap-kubelet.conf".into(),
-        plan.bootstrap_kubeconfig(server, "<CA of the kubeconfig>", "<token, made by up>")?,
+        bootstrap_kubeconfig(
+            &plan.templates,
+            server,
+            "<CA of the kubeconfig>",
+            "<token, made by up>",
+        )?,
     ));
     for name in ["join/reset.sh", "join/start.sh"] {
         files.push((
@@ -209,22 +135,20 @@ fn files(plan: &Plan, node: &Node) -> Result<Vec<(String, String)>> {
     Ok(files)
 }
 
-fn text(shown: &Shown<'_>) -> String {
+fn text(shown: &Shown<'_>, once: &[(StageName, String)]) -> String {
     let mut text = format!(
         "cluster {}, host {}, pool {}\n",
         shown.cluster, shown.host, shown.pool
     );
-    text.push_str(
-        "\n  Preflight  pool, network, templates, space, names and addresses are as they must be\n",
-    );
-    if shown.joins {
-        text.push_str("  Access     tokens may ask for certificates; binds our own group if nothing else lets them\n");
-    }
+    let rows = |stages: &[(StageName, String)]| -> String {
+        stages
+            .iter()
+            .map(|(stage, what)| format!("  {stage:<9}  {what}\n"))
+            .collect()
+    };
+    text.push_str(&format!("\n{}", rows(once)));
     for node in &shown.nodes {
-        text.push_str(&format!("\n{}\n", node.node.name));
-        for (stage, what) in &node.stages {
-            text.push_str(&format!("  {stage:<9}  {what}\n"));
-        }
+        text.push_str(&format!("\n{}\n{}", node.node.name, rows(&node.stages)));
         for (name, content) in &node.files {
             text.push_str(&format!(
                 "\n--- {}: {name}\n{}\n",

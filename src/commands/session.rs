@@ -1,14 +1,13 @@
 //! `ssh` and `exec`: into a node with the key we made and the host key we know, by the system's own `ssh`.
 
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 
-use super::{Setting, load_spec};
-use crate::core::error::{Context, Error, Exit, Result};
+use super::{Setting, Verdict, load_spec};
+use crate::core::error::{Context, Error, Result, system_words};
 use crate::core::plan::Plan;
+use crate::rooms::files;
 use crate::rooms::libvirt::Host;
 use crate::rooms::state::StateDir;
-use crate::stages::is_claim;
 
 /// Replaces this process with `ssh`; returns only if that fails.
 pub async fn run(
@@ -16,27 +15,25 @@ pub async fn run(
     node: &str,
     command: &[String],
     setting: &Setting,
-) -> Result<Exit> {
+) -> Result<Verdict> {
     let plan = Plan::new(&load_spec(file)?, setting.templates()?, &[node.to_owned()])?;
     let node = &plan.nodes[0];
     let host = Host::open(&plan.host.uri).await?;
     let domains = host.domains().await?;
     let mark = domains
         .into_iter()
-        .find(|domain| is_claim(domain, &plan.cluster.name, &node.name))
+        .find(|domain| domain.is_claim(&plan.cluster.name, &node.name))
         .and_then(|domain| domain.mark);
     let mark = mark.ok_or_else(|| {
-        Error::new(format!(
+        Error::unfit(format!(
             "there is no VM {} of the cluster {}",
             node.name, plan.cluster.name
         ))
         .with_help("run `nodegraft up` first")
-        .with_exit(Exit::Unfit)
     })?;
     let state = StateDir::open(&plan.cluster.name)?;
     let known = state.log(&node.name, "known_hosts")?;
-    let mut written = std::fs::File::create(&known).doing(format!("making {}", known.display()))?;
-    writeln!(written, "{} {}", node.ip, mark.host_key)
+    files::write(&known, &format!("{} {}\n", node.ip, mark.host_key))
         .doing(format!("writing {}", known.display()))?;
     let failed = std::process::Command::new("ssh")
         .arg("-i")
@@ -58,7 +55,7 @@ pub async fn run(
                 .map(|word| crate::core::template::shell_quote(word)),
         )
         .exec();
-    Err(failed)
-        .doing("starting ssh")
-        .map_err(|error| error.with_help("install it: apt-get install openssh-client"))
+    Err(Error::unfit("starting ssh")
+        .because(system_words(&failed))
+        .with_help("install it: apt-get install openssh-client"))
 }

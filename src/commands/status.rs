@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Setting, cluster_if_any};
+use super::{Setting, Verdict, cluster_if_any};
 use crate::cli::{self, Output};
 use crate::core::difference::{self, Difference};
-use crate::core::error::{Exit, Result};
+use crate::core::error::{Kind, Result};
 use crate::core::kubelet::is_release;
 use crate::core::plan::{Node, Plan};
 use crate::rooms::libvirt::Host;
@@ -34,7 +34,7 @@ impl Row {
     }
 }
 
-pub async fn run(args: &cli::Status, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Status, setting: &Setting) -> Result<Verdict> {
     let plan = setting.plan(&args.spec)?;
     let host = Host::open(&plan.host.uri).await?;
     let cluster = cluster_if_any(&plan.cluster).await?;
@@ -78,9 +78,9 @@ pub async fn run(args: &cli::Status, setting: &Setting) -> Result<Exit> {
     }
     let differs = rows.iter().any(|row| !row.is_as_specified());
     Ok(if args.exit_code && differs {
-        Exit::NodesFailed
+        Verdict::Reported(Kind::Failed)
     } else {
-        Exit::Done
+        Verdict::Done
     })
 }
 

@@ -1,27 +1,31 @@
 //! `templates`: writes the built-in templates to a directory, as a start for one's own.
 
+use super::Verdict;
 use crate::cli;
-use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::error::{Context, Error, Result};
 use crate::core::template::Templates;
+use crate::rooms::files;
 
-pub fn run(args: &cli::Templates) -> Result<Exit> {
+pub fn run(args: &cli::Templates) -> Result<Verdict> {
     if args.dir.exists() {
-        return Err(Error::new(format!("{} exists already", args.dir.display()))
-            .with_help("name a directory that does not, so that nothing of yours is overwritten")
-            .with_exit(Exit::Refused));
+        return Err(
+            Error::refused(format!("{} exists already", args.dir.display())).with_help(
+                "name a directory that does not, so that nothing of yours is overwritten",
+            ),
+        );
     }
     let templates = Templates::built_in();
     for name in templates.names() {
         let path = args.dir.join(name);
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).doing(format!("making {}", dir.display()))?;
+            files::create_dirs(dir).doing(format!("making {}", dir.display()))?;
         }
-        std::fs::write(&path, templates.text(name).unwrap_or_default())
+        files::write(&path, templates.text(name).unwrap_or_default())
             .doing(format!("writing {}", path.display()))?;
     }
     crate::ui::print(&format!(
         "wrote the templates to {0}; use them with --templates {0}\n",
         args.dir.display()
     ))?;
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }

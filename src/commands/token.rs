@@ -1,14 +1,14 @@
-//! `token`: bootstrap tokens, the seed's chapters 3, 4 and 6.
+//! `token`: bootstrap tokens, made, listed and deleted.
 
-use super::{Setting, cluster_of};
+use super::{Setting, Verdict, cluster_of};
 use crate::cli::{self, CreateToken, Output};
 use crate::core::diagnosis::TokenState;
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::spec::Span;
 use crate::rooms::cluster::token::{Terms, Token, check_group};
 use crate::ui;
 
-pub async fn run(command: &cli::Token, setting: &Setting) -> Result<Exit> {
+pub async fn run(command: &cli::Token, setting: &Setting) -> Result<Verdict> {
     match command {
         cli::Token::Generate => ui::print(&format!("{}\n", Token::generate()?.reveal()))?,
         cli::Token::Create(args) => create(args, setting).await?,
@@ -56,7 +56,7 @@ pub async fn run(command: &cli::Token, setting: &Setting) -> Result<Exit> {
             }
         }
     }
-    Ok(Exit::Done)
+    Ok(Verdict::Done)
 }
 
 async fn create(args: &CreateToken, setting: &Setting) -> Result<()> {
@@ -76,12 +76,12 @@ async fn create(args: &CreateToken, setting: &Setting) -> Result<()> {
     let cluster = cluster_of(&args.cluster, setting).await?;
     if cluster.token_state(&token.id).await? != TokenState::Gone {
         return Err(
-            Error::new(format!("the cluster already has a token {}", token.id))
-                .with_help(format!(
+            Error::unfit(format!("the cluster already has a token {}", token.id)).with_help(
+                format!(
                     "nodegraft token delete {}, or let another be generated",
                     token.id
-                ))
-                .with_exit(Exit::Unfit),
+                ),
+            ),
         );
     }
     cluster.create_token(&token, &terms).await?;
@@ -89,8 +89,7 @@ async fn create(args: &CreateToken, setting: &Setting) -> Result<()> {
 }
 
 fn terms(args: &CreateToken) -> Result<Terms> {
-    let usage =
-        |message: String, help: &str| Error::new(message).with_help(help).with_exit(Exit::Usage);
+    let usage = |message: String, help: &str| Error::usage(message).with_help(help);
     args.extra_groups
         .iter()
         .try_for_each(|group| check_group(group))?;

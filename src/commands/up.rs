@@ -7,20 +7,20 @@ use std::time::Instant;
 use futures_util::StreamExt;
 
 use super::down::{ask, lines};
-use super::{Setting, open};
+use super::{Setting, Verdict, open};
 use crate::cli::{self, AccessMode, OnFailure};
 use crate::core::difference::{self, Difference, sentence};
-use crate::core::error::{Error, Exit, Result, one_line};
+use crate::core::error::{Error, Kind, Result, one_line};
 use crate::core::event::{Event, NodeResult, NodeRow};
 use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
 use crate::core::plan::{Node, Plan};
 use crate::core::spec::Access;
-use crate::pipeline::runner::{Walk, Walked};
+use crate::pipeline::runner::{Walked, names};
 use crate::rooms::cluster::access::NeededBy;
 use crate::stages::inventory::{Ask, Inventory};
 use crate::stages::removal::{Drain, Removal, Remover};
-use crate::stages::{NodeRun, Run, node_stages, run_stages};
+use crate::stages::{NodeRun, Opened, Run, node_stages, run_stages};
 use crate::ui::prompt::Prompt;
 
 /// How a plan is brought up.
@@ -45,7 +45,7 @@ impl Manner<'_> {
     }
 }
 
-pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
+pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Verdict> {
     let mut plan = setting.plan(&args.spec)?;
     plan.cluster.access = args.access.map_or(plan.cluster.access, access);
     if let Some(unknown) = args
@@ -54,16 +54,16 @@ pub async fn run(args: &cli::Up, setting: &Setting) -> Result<Exit> {
         .find(|name| plan.nodes.iter().all(|node| node.name != **name))
     {
         return Err(
-            Error::new(format!("--recreate {unknown}: this run has no such node"))
-                .with_help(format!(
+            Error::refused(format!("--recreate {unknown}: this run has no such node")).with_help(
+                format!(
                     "its nodes are: {}",
                     plan.nodes
                         .iter()
                         .map(|node| node.name.as_str())
                         .collect::<Vec<_>>()
                         .join(", ")
-                ))
-                .with_exit(Exit::Refused),
+                ),
+            ),
         );
     }
     let manner = Manner {
@@ -90,28 +90,26 @@ pub async fn run_plan(
     manner: &Manner<'_>,
     file: &Path,
     setting: &Setting,
-) -> Result<Exit> {
+) -> Result<Verdict> {
     let begun = Instant::now();
     let _lock = crate::rooms::state::StateDir::open(&plan.cluster.name)?.lock()?;
     let _shared = crate::rooms::state::lock_host(&plan.host.uri, &plan.cluster.name)?;
-    let run = open(plan, manner.recreate.to_vec()).await?;
+    let mut run = open(plan, manner.recreate.to_vec()).await?;
     agree(&run, manner, setting).await?;
     setting.events.send(Event::RunStarted {
         command: story(&run).into(),
         cluster: run.plan.cluster.name.clone(),
-        run_stages: run_stages(joins(&run))
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect(),
+        run_stages: names(&run_stages(joins(&run))),
         nodes: rows(&run.plan),
     });
     let journal = Journal::default();
-    if let Err(error) = prepare(&run, setting, &journal).await {
+    if let Err(error) = prepare(&mut run, setting, &journal).await {
         if manner.on_failure == OnFailure::Undo {
             undo_access(&run, &journal, setting).await;
         }
         return Err(error);
     }
+    let run = Arc::new(run.sighted()?);
     tell_of_strays(&run, file, setting);
     let mut results = Vec::new();
     let (anew, rest): (Vec<&Node>, Vec<&Node>) = run
@@ -168,31 +166,26 @@ pub async fn run_plan(
         next: next_steps(&run, &results, file),
     });
     Ok(if setting.stop.is_cancelled() {
-        Exit::Interrupted
+        Verdict::Reported(Kind::Interrupted)
     } else if count(NodeResult::Failed) > 0 {
-        Exit::NodesFailed
+        Verdict::Reported(Kind::Failed)
     } else {
-        Exit::Done
+        Verdict::Done
     })
 }
 
 /// What the run is called in its events: machines that join nothing are only created.
-fn story(run: &Run) -> &'static str {
+fn story<S>(run: &Run<S>) -> &'static str {
     if joins(run) { "up" } else { "create" }
 }
 
 /// Whether these machines join a cluster.
-fn joins(run: &Run) -> bool {
+fn joins<S>(run: &Run<S>) -> bool {
     run.cluster.is_some()
 }
 
 fn rows(plan: &Plan) -> Vec<NodeRow> {
-    let stages = |node| {
-        node_stages(node, plan.cluster.source.is_some())
-            .iter()
-            .map(|stage| stage.name().to_owned())
-            .collect()
-    };
+    let stages = |node| names(&node_stages(node, plan.cluster.source.is_some()));
     plan.nodes
         .iter()
         .map(|node| NodeRow {
@@ -203,7 +196,7 @@ fn rows(plan: &Plan) -> Vec<NodeRow> {
 }
 
 /// A terminal is asked before nodes are removed to be made anew.
-async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> {
+async fn agree(run: &Opened, manner: &Manner<'_>, setting: &Setting) -> Result<()> {
     let prompt = Prompt::new(manner.yes);
     if manner.recreate.is_empty() || !prompt.asks() {
         return Ok(());
@@ -232,24 +225,14 @@ async fn agree(run: &Run, manner: &Manner<'_>, setting: &Setting) -> Result<()> 
 }
 
 /// What is true for all nodes, before any of them is touched.
-async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result<()> {
+async fn prepare(run: &mut Opened, setting: &Setting, journal: &Journal) -> Result<()> {
     let stages = run_stages(joins(run));
-    let walk = Walk {
-        stages: &stages,
-        on: run.as_ref(),
-        subject: None,
-        events: setting.events.clone(),
-        stop: setting.stop.clone(),
-        journal,
-    };
+    let walk = setting.walk(&stages, run, None, journal);
     walk.forward().await.result.map_err(|error| {
         let told = !error.is_interruption();
-        let error = if error.exit().is_some() {
-            error
-        } else {
-            Error::new("the run cannot begin")
-                .because(error)
-                .with_exit(Exit::Unfit)
+        let error = match error.kind() {
+            Kind::Failed => Error::unfit("the run cannot begin").because(error),
+            _ => error,
         };
         if told { error.shown() } else { error }
     })
@@ -257,15 +240,12 @@ async fn prepare(run: &Arc<Run>, setting: &Setting, journal: &Journal) -> Result
 
 /// Nodes of this cluster that the spec no longer names go on running until somebody says so.
 fn tell_of_strays(run: &Run, file: &Path, setting: &Setting) {
-    let domains = run
+    let owners = run
         .sight
-        .get()
-        .map(|sight| sight.domains.as_slice())
-        .unwrap_or_default();
-    let owners = domains
+        .domains
         .iter()
         .filter_map(|domain| domain.owner())
-        .filter(|owner| owner.cluster == run.plan.cluster.name);
+        .filter(|owner| owner.is_of(&run.plan.cluster.name));
     for stray in owners.filter(|owner| !run.plan.names.contains(&owner.node)) {
         setting.events.send(Event::Warning {
             node: None,
@@ -311,6 +291,7 @@ async fn recreate(
             return failed(NodeResult::Failed, one_line(&refusal));
         }
         let remover = Remover::new(
+            &run.plan.cluster.name,
             Some(&run.host),
             cluster,
             setting.events.clone(),
@@ -335,7 +316,7 @@ async fn recreate(
 
 /// `shared` is the journal of the run: what serves more than this node goes there.
 async fn graft(
-    on: NodeRun,
+    mut on: NodeRun,
     on_failure: OnFailure,
     shared: &Journal,
     setting: &Setting,
@@ -344,21 +325,11 @@ async fn graft(
     let name = on.node.name.clone();
     let journal = Journal::default();
     let stages = node_stages(&on.node, joins(&on.run));
-    let (events, stop) = (setting.events.clone(), setting.stop.clone());
-    let walk = Walk {
-        stages: &stages,
-        on: &on,
-        subject: Some(name.clone()),
-        events,
-        stop,
-        journal: &journal,
-    };
+    let walk = setting.walk(&stages, &mut on, Some(name.clone()), &journal);
     let Walked { applied, result } = walk.forward().await;
-    journal
-        .backward()
-        .into_iter()
-        .filter(|thing| matches!(thing, Thing::Binding { .. }))
-        .for_each(|binding| shared.made(binding));
+    for thing in journal.shared() {
+        shared.made(thing);
+    }
     let (result, detail) = match result {
         Ok(()) => arrived(&on, &applied),
         Err(error) => {
@@ -433,12 +404,6 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     if things.is_empty() {
         return "; this run had made nothing of it".into();
     }
-    // The claim of this run proves itself, whether or not it was seen since: its UUID is the instance.
-    let owner = |uuid: &str| Owner {
-        cluster: on.run.plan.cluster.name.clone(),
-        node: on.node.name.clone(),
-        instance: uuid.replace('-', ""),
-    };
     let made = things.iter().find_map(|thing| match thing {
         Thing::Domain { uuid, .. } => Some(uuid.clone()),
         _ => None,
@@ -449,7 +414,7 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     // What was under way when the run ended may yet make something.
     on.host.settle().await;
     let removal = Removal {
-        owner: owner(&uuid),
+        owner: Owner::of_domain(&on.run.plan.cluster.name, &on.node.name, &uuid),
         uuid: Some(uuid),
         things,
         drain: None,
@@ -458,6 +423,7 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
     // A stop that ended the run does not end its undoing.
     let stop = tokio_util::sync::CancellationToken::new();
     let remover = Remover::new(
+        &on.run.plan.cluster.name,
         Some(&on.host),
         on.run.cluster.as_ref(),
         setting.events.clone(),
@@ -480,11 +446,8 @@ async fn undo(on: &NodeRun, journal: &Journal, setting: &Setting) -> String {
 }
 
 /// The binding that this run made, unless somebody needs it by now.
-async fn undo_access(run: &Run, journal: &Journal, setting: &Setting) {
-    let bound = journal
-        .backward()
-        .iter()
-        .any(|thing| matches!(thing, Thing::Binding { .. }));
+async fn undo_access<S>(run: &Run<S>, journal: &Journal, setting: &Setting) {
+    let bound = !journal.shared().is_empty();
     if let (true, Some(cluster)) = (bound, &run.cluster)
         && let Err(error) = cluster
             .release_binding(&run.plan.cluster.name, NeededBy::NodesAndTokens)

@@ -1,5 +1,6 @@
 //! In what a node differs from its spec: key by key, as a person would write it. Pure.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -92,6 +93,36 @@ pub fn of_machine(node: &Node, machine: &Machine<'_>) -> Vec<Difference> {
         }
     }
     found
+}
+
+impl Node {
+    /// The settings that the guest took in when it was made: what differs from them only a new VM can give.
+    pub fn made_with(&self) -> BTreeMap<String, String> {
+        let list = |items: Vec<String>| items.join(" ");
+        let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
+        [
+            ("pool", self.pool.clone()),
+            ("template", self.template.clone()),
+            ("clone", word(&self.clone)),
+            ("first_boot", word(&self.first_boot)),
+            ("network", self.network.to_string()),
+            ("mac", self.mac.clone()),
+            ("gateway", self.gateway.to_string()),
+            (
+                "dns",
+                list(self.dns.iter().map(ToString::to_string).collect()),
+            ),
+            ("search", list(self.search.clone())),
+            (
+                "mtu",
+                self.mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
+            ),
+            ("ssh.user", self.user.clone()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+    }
 }
 
 /// All of them in one line.

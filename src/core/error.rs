@@ -1,35 +1,70 @@
-//! What went wrong, why, and what to do next; and the exit codes that callers may rely on.
-//! An error's own text is one clause; only `ui` prints the chain behind it.
+//! What went wrong, of what kind, why, and what to do next. An error's own text is one clause; only `ui` prints the chain
+//! behind it.
 
-use std::error::Error as StdError;
+use std::error;
+use std::io;
 
-/// The exit codes of `nodegraft`, a contract with scripts.
+/// What an error means to whoever ran the command. `main` alone turns it into an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    Done = 0,
-    Bug = 1,
-    Usage = 2,
-    /// The spec or the plan was refused; nothing was touched.
-    Refused = 3,
-    /// The host or the cluster is unfit; nothing was created.
-    Unfit = 4,
-    /// Some nodes failed.
-    NodesFailed = 5,
-    /// Teardown left something behind.
-    Leftover = 6,
-    Interrupted = 130,
+pub enum Kind {
+    /// Nodegraft is wrong, not the user or the world.
+    Bug,
+    /// The command line, or an answer at a prompt.
+    Usage,
+    /// The spec, a template or a file of the user was refused, or the user declined; nothing was touched.
+    Refused,
+    /// This machine, the host or the cluster is unfit.
+    Unfit,
+    /// A node failed.
+    Failed,
+    /// A removal left something behind.
+    Leftover,
+    /// The user stopped it.
+    Interrupted,
 }
 
-type Source = Box<dyn StdError + Send + Sync>;
+/// The error of a room: it knows its kind, and its remedy if there is one. Errors of libraries have neither, which is why
+/// [`Context::doing`] does not take them: the room says first what they mean.
+pub trait Cause: error::Error + Send + Sync + 'static {
+    fn kind(&self) -> Kind;
 
-/// One failure: a clause, its cause, lines worth reading, and a remedy.
+    /// What to do next.
+    fn help(&self) -> Option<String> {
+        None
+    }
+}
+
+type Source = Box<dyn error::Error + Send + Sync>;
+
+/// Why something failed: a clause, or an error that knows its kind. What a library says is neither.
+pub struct Why(Source);
+
+impl From<&str> for Why {
+    fn from(clause: &str) -> Self {
+        Self(clause.into())
+    }
+}
+
+impl From<String> for Why {
+    fn from(clause: String) -> Self {
+        Self(clause.into())
+    }
+}
+
+impl<E: Cause> From<E> for Why {
+    fn from(cause: E) -> Self {
+        Self(Box::new(cause))
+    }
+}
+
+/// One failure: its kind, a clause, its cause, lines worth reading, and a remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct Error {
+    kind: Kind,
     what: String,
     help: Option<String>,
     detail: Vec<String>,
-    exit: Option<Exit>,
     shown: bool,
     #[source]
     source: Option<Source>,
@@ -38,24 +73,54 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub fn new(what: impl Into<String>) -> Self {
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Self {
+            kind,
             what: what.into(),
             help: None,
             detail: Vec::new(),
-            exit: None,
             shown: false,
             source: None,
         }
     }
 
+    pub fn bug(what: impl Into<String>) -> Self {
+        Self::new(Kind::Bug, what)
+    }
+
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, what)
+    }
+
+    pub fn refused(what: impl Into<String>) -> Self {
+        Self::new(Kind::Refused, what)
+    }
+
+    pub fn unfit(what: impl Into<String>) -> Self {
+        Self::new(Kind::Unfit, what)
+    }
+
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, what)
+    }
+
+    pub fn leftover(what: impl Into<String>) -> Self {
+        Self::new(Kind::Leftover, what)
+    }
+
     /// The work was stopped by the user, not by a fault.
     pub fn interrupted() -> Self {
-        Self::new("stopped at your request")
-            .with_exit(Exit::Interrupted)
-            .with_help(
-                "run `nodegraft up` again to go on, or `nodegraft down` to remove what was made",
-            )
+        Self::new(Kind::Interrupted, "stopped at your request").with_help(
+            "run `nodegraft up` again to go on, or `nodegraft down` to remove what was made",
+        )
+    }
+
+    /// What was being done when `cause` came about, with the cause's kind and remedy.
+    pub fn during(what: impl Into<String>, cause: impl Cause) -> Self {
+        Self {
+            help: cause.help(),
+            ..Self::new(cause.kind(), what).because(cause)
+        }
     }
 
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
@@ -69,29 +134,36 @@ impl Error {
         self
     }
 
-    pub fn with_exit(mut self, exit: Exit) -> Self {
-        self.exit = Some(exit);
+    /// The same with another kind, where the place tells more than the cause: before a run has begun, whatever fails is unfit.
+    pub fn as_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
         self
     }
 
-    pub fn because(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+    pub fn because(mut self, why: impl Into<Why>) -> Self {
+        self.source = Some(why.into().0);
         self
     }
 
     /// The causes below this error, nearest first.
     pub fn causes(&self) -> Vec<String> {
         let mut causes: Vec<String> = Vec::new();
-        let mut next = self.source();
-        while let Some(error) = next {
-            let text = error.to_string();
+        for text in chain(self).skip(1).map(ToString::to_string) {
             // Some libraries print their source and also return it.
             if causes.last().is_none_or(|last| !last.contains(&text)) {
                 causes.push(text);
             }
-            next = error.source();
         }
         causes
+    }
+
+    /// The nearest cause of a type, this error aside.
+    pub fn cause<E: error::Error + 'static>(&self) -> Option<&E> {
+        chain(self).skip(1).find_map(|error| error.downcast_ref())
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The remedy nearest to the surface.
@@ -106,11 +178,7 @@ impl Error {
             .collect()
     }
 
-    pub fn exit(&self) -> Option<Exit> {
-        self.own().find_map(|error| error.exit)
-    }
-
-    /// An event has told it already: it only carries the exit code from here on.
+    /// An event has told it already: it only carries its kind from here on.
     pub fn shown(mut self) -> Self {
         self.shown = true;
         self
@@ -121,21 +189,24 @@ impl Error {
     }
 
     pub fn is_interruption(&self) -> bool {
-        self.exit() == Some(Exit::Interrupted)
+        self.kind == Kind::Interrupted
     }
 
-    /// This error and those of our own kind below it.
+    /// This error and those of our own type below it.
     fn own(&self) -> impl Iterator<Item = &Error> {
-        let mut next: Option<&(dyn StdError + 'static)> = Some(self);
-        std::iter::from_fn(move || {
-            while let Some(error) = next {
-                next = error.source();
-                if let Some(own) = error.downcast_ref::<Error>() {
-                    return Some(own);
-                }
-            }
-            None
-        })
+        chain(self).filter_map(|error| error.downcast_ref())
+    }
+}
+
+/// An error and the causes below it, nearest first.
+fn chain(error: &Error) -> impl Iterator<Item = &(dyn error::Error + 'static)> {
+    let first: &(dyn error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| (*error).source())
+}
+
+impl Cause for Error {
+    fn kind(&self) -> Kind {
+        self.kind
     }
 }
 
@@ -144,9 +215,20 @@ pub trait Context<T> {
     fn doing(self, what: impl Into<String>) -> Result<T>;
 }
 
-impl<T, E: StdError + Send + Sync + 'static> Context<T> for Result<T, E> {
+impl<T, E: Cause> Context<T> for Result<T, E> {
     fn doing(self, what: impl Into<String>) -> Result<T> {
-        self.map_err(|source| Error::new(what).because(source))
+        self.map_err(|cause| Error::during(what, cause))
+    }
+}
+
+/// What the operating system says, as a clause: without its number, and in lower case.
+pub fn system_words(error: &io::Error) -> String {
+    let said = error.to_string();
+    let words = said.split(" (os error ").next().unwrap_or_default();
+    let mut letters = words.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => "it gave no reason".to_owned(),
     }
 }
 
@@ -165,22 +247,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_detail_and_exit_come_from_the_nearest_error_that_has_them() {
-        let inner = Error::new("pool is off")
+    fn kind_help_and_detail_are_inherited() {
+        let inner = Error::unfit("pool is off")
             .with_help("start it")
-            .with_detail(["a", "b"])
-            .with_exit(Exit::Unfit);
+            .with_detail(["a", "b"]);
         let outer = Err::<(), _>(inner).doing("opening the pool").unwrap_err();
         assert_eq!(outer.help(), Some("start it"));
         assert_eq!(outer.detail(), ["a", "b"]);
-        assert_eq!(outer.exit(), Some(Exit::Unfit));
+        assert_eq!(outer.kind(), Kind::Unfit);
         assert_eq!(one_line(&outer), "opening the pool: pool is off");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the pool is busy")]
+    struct Busy;
+
+    impl Cause for Busy {
+        fn kind(&self) -> Kind {
+            Kind::Leftover
+        }
+
+        fn help(&self) -> Option<String> {
+            Some("wait".to_owned())
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_room_gives_its_kind_and_its_remedy_and_is_found_again() {
+        let error = Err::<(), _>(Busy).doing("looking").doing("removing");
+        let error = error.unwrap_err();
+        assert_eq!((error.kind(), error.help()), (Kind::Leftover, Some("wait")));
+        assert!(error.cause::<Busy>().is_some());
+        assert!(Error::bug("none").cause::<Busy>().is_none());
+    }
+
+    #[test]
+    fn another_kind_is_only_given_by_name() {
+        let error = Error::unfit("outer").because(Error::failed("inner"));
+        assert_eq!(error.kind(), Kind::Unfit);
+        assert_eq!(error.as_kind(Kind::Refused).kind(), Kind::Refused);
+    }
+
+    #[test]
+    fn the_system_speaks_in_clauses() {
+        let words = |code| system_words(&io::Error::from_raw_os_error(code));
+        assert_eq!(words(2), "no such file or directory");
+        assert_eq!(words(13), "permission denied");
+        let own = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(system_words(&own), "unexpected end of file");
     }
 
     #[test]
     fn a_cause_that_repeats_its_source_is_told_once() {
-        let io = std::io::Error::other("refused");
-        let error = Error::new("connecting").because(Error::new("dial: refused").because(io));
+        let dial = Error::failed("dial: refused").because("refused");
+        let error = Error::failed("connecting").because(dial);
         assert_eq!(error.causes(), ["dial: refused"]);
     }
 }

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::error::Error;
+use crate::core::stage_name::StageName;
 
 /// Whom an event is about: a node's name, or `None` for the run as a whole.
 pub type Subject = Option<String>;
@@ -18,23 +19,23 @@ pub enum Event {
     RunStarted {
         command: String,
         cluster: String,
-        run_stages: Vec<String>,
+        run_stages: Vec<StageName>,
         nodes: Vec<NodeRow>,
     },
     StageStarted {
         node: Subject,
-        stage: String,
+        stage: StageName,
     },
     /// What a stage is waiting for or doing right now.
     Progress {
         node: Subject,
-        stage: String,
+        stage: StageName,
         detail: String,
     },
     /// A line that a step printed in the guest.
     Output {
         node: Subject,
-        stage: String,
+        stage: StageName,
         line: String,
     },
     Warning {
@@ -44,14 +45,14 @@ pub enum Event {
     },
     StageFinished {
         node: Subject,
-        stage: String,
+        stage: StageName,
         outcome: Outcome,
         detail: String,
         seconds: f64,
     },
     StageFailed {
         node: Subject,
-        stage: String,
+        stage: StageName,
         failure: Failure,
         seconds: f64,
     },
@@ -77,7 +78,7 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRow {
     pub name: String,
-    pub stages: Vec<String>,
+    pub stages: Vec<StageName>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,8 @@
 //! for images without cloud-init. The unit itself is `templates/first-boot/firstboot.sh`.
 
 use crate::core::error::{Error, Result};
-use crate::core::plan::{HostKey, Node, Plan};
+use crate::core::host_key::HostKey;
+use crate::core::plan::{Node, Plan};
 use crate::core::spec::{self, FirstBoot};
 use crate::core::template::Templates;
 
@@ -78,7 +79,7 @@ impl Plan {
         key: &HostKey,
         authorized_keys: &[String],
     ) -> Result<Vec<(&'static str, String)>> {
-        let net = spec::parse_address(&node.address).map_err(Error::new)?;
+        let net = spec::parse_address(&node.address).map_err(Error::bug)?;
         let values = serde_json::json!({
             "node": node, "machine_id": machine_id, "netmask": net.netmask(),
             // The same for the blanked seed: its reader must not take the guest for a new one.

@@ -33,6 +33,30 @@ pub enum Thing {
     },
 }
 
+/// Where a thing is, which decides when it may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The VM, as libvirt has it: the last proof of all the rest.
+    Host,
+    /// Inside the machine: it goes with the VM.
+    Guest,
+    /// In the cluster, of one node.
+    Cluster,
+    /// In the cluster, for all its nodes: it goes after the last of them.
+    Shared,
+}
+
+impl Thing {
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Domain { .. } | Self::Volume { .. } | Self::Running => Place::Host,
+            Self::Membership => Place::Guest,
+            Self::Token { .. } | Self::Node { .. } => Place::Cluster,
+            Self::Binding { .. } => Place::Shared,
+        }
+    }
+}
+
 /// Things as they were made. Written as soon as a thing may exist, so that nothing is missing after a failure.
 #[derive(Debug, Default)]
 pub struct Journal(Mutex<Vec<Thing>>);
@@ -43,6 +67,13 @@ impl Journal {
         if !things.contains(&thing) {
             things.push(thing);
         }
+    }
+
+    /// What outlives a node: the run's journal has it, too.
+    pub fn shared(&self) -> Vec<Thing> {
+        let mut things = self.backward();
+        things.retain(|thing| thing.place() == Place::Shared);
+        things
     }
 
     /// Newest first, as they are to be removed.

@@ -82,7 +82,7 @@ pub struct Choice<'a> {
 
 const EVER: u32 = u32::MAX;
 
-/// The table. Order is the seed's.
+/// The table, in the order in which the flags are given.
 const FLAGS: &[Flag] = &[
     Flag {
         text: |_| Some("--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf".into()),

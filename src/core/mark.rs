@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use roxmltree::{Document, Node as Element};
+use roxmltree::{Document, Node};
 
 use crate::core::error::{Error, Result};
 use crate::core::ownership::Owner;
@@ -96,10 +96,11 @@ impl Mark {
         } else {
             format!("{prefix}:")
         };
+        let [cluster, node, instance] = self.owner.parts();
         let attributes = [
-            ("cluster", self.owner.cluster.as_str()),
-            ("node", &self.owner.node),
-            ("instance", &self.owner.instance),
+            ("cluster", cluster),
+            ("node", node),
+            ("instance", instance),
             ("address", &self.address),
             ("host_key", &self.host_key),
             ("seed", self.seed.word()),
@@ -134,8 +135,7 @@ impl Mark {
 
     /// Reads the element alone.
     pub fn parse(xml: &str) -> Result<Self> {
-        let document = Document::parse(xml)
-            .map_err(|error| Error::new("the mark is not XML").because(error))?;
+        let document = Document::parse(xml).map_err(|_| Error::unfit("the mark is not XML"))?;
         Self::read(document.root_element())
     }
 
@@ -147,12 +147,12 @@ impl Mark {
         Self::read(element).ok()
     }
 
-    fn read(element: Element<'_, '_>) -> Result<Self> {
-        let text = |element: Element<'_, '_>, key: &str| {
+    fn read(element: Node<'_, '_>) -> Result<Self> {
+        let text = |element: Node<'_, '_>, key: &str| {
             element
                 .attribute(key)
                 .map(str::to_owned)
-                .ok_or_else(|| Error::new(format!("the mark has no {key}")))
+                .ok_or_else(|| Error::unfit(format!("the mark has no {key}")))
         };
         let children = |tag: &'static str| {
             element
@@ -160,11 +160,11 @@ impl Mark {
                 .filter(move |child| child.is_element() && child.tag_name().name() == tag)
         };
         let seed = text(element, "seed")?;
-        let owner = Owner {
-            cluster: text(element, "cluster")?,
-            node: text(element, "node")?,
-            instance: text(element, "instance")?,
-        };
+        let owner = Owner::of(
+            text(element, "cluster")?,
+            text(element, "node")?,
+            text(element, "instance")?,
+        );
         let volumes = children("volume").map(|volume| {
             Ok(Claimed {
                 pool: text(volume, "pool")?,
@@ -181,7 +181,7 @@ impl Mark {
                 .iter()
                 .find(|(_, word)| *word == seed)
                 .map(|(state, _)| *state)
-                .ok_or_else(|| Error::new(format!("the mark says `{seed}` of its seed")))?,
+                .ok_or_else(|| Error::unfit(format!("the mark says `{seed}` of its seed")))?,
             volumes: volumes.collect::<Result<_>>()?,
             made_with: settings.collect::<Result<_>>()?,
             by: element.attribute("by").map(str::to_owned),
@@ -212,7 +212,7 @@ mod tests {
         ) {
             let word = |at: usize| words[at].clone();
             let mark = Mark {
-                owner: Owner { cluster: word(0), node: word(1), instance: word(2) },
+                owner: Owner::of(word(0), word(1), word(2)),
                 address: word(3),
                 host_key: word(4),
                 seed,

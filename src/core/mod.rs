@@ -1,11 +1,16 @@
 //! What is decided without looking at anything: no I/O, no async, no clock.
 
+pub mod bootstrap;
+pub mod dead_end;
 pub mod diagnosis;
 pub mod difference;
+pub mod digest;
+pub mod domain_xml;
 pub mod error;
 pub mod event;
 pub mod finding;
 pub mod first_boot;
+pub mod host_key;
 pub mod journal;
 pub mod kubelet;
 pub mod label;
@@ -16,8 +21,11 @@ pub mod ownership;
 pub mod plain;
 pub mod plan;
 pub mod profile;
+pub mod random;
 pub mod server;
 pub mod shape;
 pub mod spec;
+pub mod stage_name;
 pub mod taint;
 pub mod template;
+pub mod yaml;

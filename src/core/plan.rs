@@ -6,20 +6,19 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::digest::{hex, sha256};
+use crate::core::error::{Context, Error, Result};
 use crate::core::kubelet::{self, Choice, Version};
-use crate::core::mark::Mark;
 use crate::core::nearest::nearest;
 use crate::core::profile::{Profile, Service};
-use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Kubelet, Network, Spec};
+use crate::core::spec::{self, CloneMode, FirstBoot, Kubelet, Network, Spec};
 use crate::core::taint::Taint;
 use crate::core::template::Templates;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub cluster: Cluster,
+    pub cluster: ClusterPlan,
     pub host: spec::Host,
     pub ssh_key: Option<String>,
     pub authorized_keys: Vec<String>,
@@ -31,7 +30,7 @@ pub struct Plan {
 
 /// The cluster part of the spec, as the pipeline needs it.
 #[derive(Debug, Clone)]
-pub struct Cluster {
+pub struct ClusterPlan {
     pub name: String,
     /// `None` for machines that join nothing.
     pub source: Option<ClusterSource>,
@@ -52,7 +51,7 @@ pub enum ClusterSource {
     ControlPlane(String),
 }
 
-impl Cluster {
+impl ClusterPlan {
     pub fn of_spec(spec: &spec::Cluster) -> Result<Self> {
         let source = match (&spec.kubeconfig, &spec.control_plane) {
             _ if !spec.join => None,
@@ -62,7 +61,7 @@ impl Cluster {
             }),
             (None, Some(host)) => Some(ClusterSource::ControlPlane(host.value.clone())),
             (None, None) => {
-                return Err(Error::new("the spec names no cluster").with_exit(Exit::Refused));
+                return Err(Error::refused("the spec names no cluster"));
             }
         };
         Ok(Self {
@@ -158,36 +157,6 @@ pub struct Member {
     pub deadlines: Deadlines,
 }
 
-impl Node {
-    /// The settings that the guest took in when it was made: what differs from them only a new VM can give.
-    pub fn made_with(&self) -> BTreeMap<String, String> {
-        let list = |items: Vec<String>| items.join(" ");
-        let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
-        [
-            ("pool", self.pool.clone()),
-            ("template", self.template.clone()),
-            ("clone", word(&self.clone)),
-            ("first_boot", word(&self.first_boot)),
-            ("network", self.network.to_string()),
-            ("mac", self.mac.clone()),
-            ("gateway", self.gateway.to_string()),
-            (
-                "dns",
-                list(self.dns.iter().map(ToString::to_string).collect()),
-            ),
-            ("search", list(self.search.clone())),
-            (
-                "mtu",
-                self.mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
-            ),
-            ("ssh.user", self.user.clone()),
-        ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
-    }
-}
-
 impl Plan {
     pub fn member(&self, node: &Node) -> Member {
         Member {
@@ -256,14 +225,18 @@ impl Plan {
             .find(|name| spec.nodes.iter().all(|n| n.name.value != **name))
         {
             let known: Vec<_> = spec.nodes.iter().map(|n| n.name.value.as_str()).collect();
-            return Err(Error::new(format!("the spec has no node `{unknown}`"))
-                .with_help(match nearest(unknown, known.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`? its nodes: {}", known.join(", ")),
-                    None => format!("its nodes are: {}", known.join(", ")),
-                })
-                .with_exit(Exit::Refused));
+            return Err(
+                Error::refused(format!("the spec has no node `{unknown}`")).with_help(
+                    match nearest(unknown, known.iter().copied()) {
+                        Some(near) => {
+                            format!("did you mean `{near}`? its nodes: {}", known.join(", "))
+                        }
+                        None => format!("its nodes are: {}", known.join(", ")),
+                    },
+                ),
+            );
         }
-        let cluster = Cluster::of_spec(&spec.cluster)?;
+        let cluster = ClusterPlan::of_spec(&spec.cluster)?;
         let nodes = spec
             .nodes
             .iter()
@@ -296,7 +269,7 @@ impl Plan {
 
 fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<Node> {
     let (own, defaults) = (node.settings(), spec.defaults.settings());
-    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let refused = |message: String| Error::refused(message);
     let net = spec::parse_address(&node.address.value).map_err(&refused)?;
     let cluster = &spec.cluster.name.value;
     let name = &node.name.value;
@@ -420,9 +393,8 @@ fn steps(
         .map(|kubelet| kubelet_values(node, profile, kubelet, serving, vars))
         .transpose()?;
     if kubelet.is_none() && profile.steps.iter().any(|step| step == "kubelet") {
-        return Err(Error::new(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
-            .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`")
-            .with_exit(Exit::Refused));
+        return Err(Error::refused(format!("the profile `{}` installs a kubelet, but the spec does not say which", profile.name))
+            .with_help("add under defaults: `kubelet: {version: 1.35.4, package: kubelet}`, or `url` with `sha256`, or `file`"));
     }
     let values = StepValues {
         node,
@@ -435,7 +407,7 @@ fn steps(
         .enumerate()
         .map(|(index, name)| {
             let script = templates.render(&profile.script(name), &values)?;
-            let digest = hex(&Sha256::digest(&script)[..16]);
+            let digest = hex(&sha256(&script)[..16]);
             Ok(Step {
                 number: index + 1,
                 name: name.clone(),
@@ -454,7 +426,7 @@ fn kubelet_values<'a>(
     serving: bool,
     vars: &BTreeMap<String, serde_json::Value>,
 ) -> Result<KubeletValues<'a>> {
-    let refused = |message: String| Error::new(message).with_exit(Exit::Refused);
+    let refused = |message: String| Error::refused(message);
     let version = Version::parse(&kubelet.version)
         .ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
     if let Some(reason) = kubelet::mismatch(version, profile.runtime) {
@@ -522,67 +494,6 @@ fn hostname(name: &str) -> String {
 
 /// A MAC in QEMU's range that depends on nothing but the names, so that a re-made node keeps it.
 fn mac(cluster: &str, node: &str) -> String {
-    let hash = Sha256::digest(format!("nodegraft mac\n{cluster}\n{node}"));
+    let hash = sha256(format!("nodegraft mac\n{cluster}\n{node}"));
     format!("52:54:00:{:02x}:{:02x}:{:02x}", hash[0], hash[1], hash[2])
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-// -- what the stages render with facts that only the host knows --
-
-/// What `domain.xml` needs and only the host knows.
-#[derive(Debug, Clone, Serialize)]
-pub struct HostFacts {
-    /// `kvm` or `qemu`.
-    pub virt_type: String,
-    pub disk_path: String,
-    pub seed_path: String,
-}
-
-/// An ed25519 host key in OpenSSH's two text forms.
-#[derive(Clone)]
-pub struct HostKey {
-    pub public: String,
-    /// `None` in the blanked seed, and wherever the key must not be shown.
-    pub private: Option<String>,
-}
-
-impl std::fmt::Debug for HostKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostKey")
-            .field("public", &self.public)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Plan {
-    pub fn domain_xml(&self, node: &Node, host: &HostFacts, mark: &Mark) -> Result<String> {
-        let values = serde_json::json!({
-            "node": node, "uuid": mark.owner.uuid(), "mark": mark.element(), "virt_type": host.virt_type, "disk_path": host.disk_path,
-            "seed_path": host.seed_path, "disk_cache": self.host.disk_cache,
-        });
-        self.templates.render("domain.xml", &values)
-    }
-
-    pub fn bootstrap_kubeconfig(
-        &self,
-        server: &str,
-        ca_base64: &str,
-        token: &str,
-    ) -> Result<String> {
-        bootstrap_kubeconfig(&self.templates, server, ca_base64, token)
-    }
-}
-
-/// The kubeconfig of the seed's chapter 7, with its names.
-pub fn bootstrap_kubeconfig(
-    templates: &Templates,
-    server: &str,
-    ca_base64: &str,
-    token: &str,
-) -> Result<String> {
-    let values = serde_json::json!({"server": server, "ca_base64": ca_base64, "token": token});
-    templates.render("join/bootstrap-kubelet.conf", &values)
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::kubelet::Runtime;
 use crate::core::nearest::nearest;
 use crate::core::shape::Shape;
 use crate::core::template::Templates;
+use crate::core::yaml;
 
 /// Below `templates/`: a directory for each profile.
 const FOLDER: &str = "profiles";
@@ -60,32 +61,28 @@ impl Profile {
             let near = near
                 .map(|near| format!("did you mean `{near}`? "))
                 .unwrap_or_default();
-            return Err(Error::new(format!("there is no profile `{name}`"))
-                .with_help(format!(
+            return Err(
+                Error::refused(format!("there is no profile `{name}`")).with_help(format!(
                     "{near}known profiles: {}; add your own below --templates DIR",
                     names(templates).join(", ")
-                ))
-                .with_exit(Exit::Refused));
+                )),
+            );
         };
-        let mut profile: Self = serde_saphyr::from_str(text).map_err(|error| {
-            Error::new(format!("the profile {path} does not parse"))
-                .because(error)
-                .with_exit(Exit::Refused)
-        })?;
+        let mut profile: Self = yaml::read(text)
+            .map_err(|mistake| Error::refused(format!("the profile {path}:{mistake}")))?;
         name.clone_into(&mut profile.name);
         for step in &profile.steps {
             let script = profile.script(step);
             if templates.text(&script).is_none() {
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "the profile `{name}` lists the step `{step}`, but {script} is missing"
-                ))
-                .with_exit(Exit::Refused));
+                )));
             }
         }
         for (step, service) in &profile.services {
-            profile.check(step, service).map_err(|why| {
-                Error::new(format!("{path} has a bad service: {why}")).with_exit(Exit::Refused)
-            })?;
+            profile
+                .check(step, service)
+                .map_err(|why| Error::refused(format!("{path} has a bad service: {why}")))?;
         }
         Ok(profile)
     }
@@ -136,23 +133,22 @@ impl Profile {
                 let near = near
                     .map(|near| format!("did you mean `{near}`? "))
                     .unwrap_or_default();
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "the profile `{}` has no variable `{key}`",
                     self.name
                 ))
-                .with_help(format!("{near}its variables are: {}", known.join(", ")))
-                .with_exit(Exit::Refused));
+                .with_help(format!("{near}its variables are: {}", known.join(", "))));
             };
             let shape = Shape::of(default);
             if !shape.holds(value) {
-                return Err(
-                    Error::new(format!("`vars.{key}` is not {}: {value}", shape.words()))
-                        .with_help(format!(
-                            "the profile `{}` has as its default: {default}",
-                            self.name
-                        ))
-                        .with_exit(Exit::Refused),
-                );
+                return Err(Error::refused(format!(
+                    "`vars.{key}` is not {}: {value}",
+                    shape.words()
+                ))
+                .with_help(format!(
+                    "the profile `{}` has as its default: {default}",
+                    self.name
+                )));
             }
             vars.insert(key.clone(), value.clone());
         }

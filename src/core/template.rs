@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use include_dir::{Dir, include_dir};
 use serde::Serialize;
-use tera::{Context, Kwargs, State, Tera, Value};
+use tera::{Context, ErrorKind, Kwargs, State, Tera, Value};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 
 static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
 
@@ -39,12 +39,11 @@ impl Templates {
         for (name, text) in &texts {
             // Bash's array length opens a template comment and would swallow what follows.
             if let Some(line) = text.lines().position(|line| line.contains("${#")) {
-                return Err(Error::new(format!(
+                return Err(Error::refused(format!(
                     "template {name}:{} has `${{#`, which opens a template comment",
                     line + 1
                 ))
-                .with_help("write `$ {#` differently, or keep it inside {% raw %} in two pieces")
-                .with_exit(Exit::Refused));
+                .with_help("write `$ {#` differently, or keep it inside {% raw %} in two pieces"));
             }
         }
         tera.add_raw_templates(
@@ -52,23 +51,18 @@ impl Templates {
                 .iter()
                 .map(|(name, text)| (name.as_str(), text.as_str())),
         )
-        .map_err(|error| {
-            Error::new("a template does not parse")
-                .because(error)
-                .with_exit(Exit::Refused)
-        })?;
+        .map_err(|error| refused("a template does not parse", &error, &texts))?;
         Ok(Self { texts, tera })
     }
 
     /// Renders one template. Fails on any name it uses that `values` lacks.
     pub fn render(&self, name: &str, values: &impl Serialize) -> Result<String> {
-        let refused = |error| {
-            Error::new(format!("the template {name} cannot be rendered"))
-                .because(error)
-                .with_exit(Exit::Refused)
+        let failed = |error| {
+            let what = format!("the template {name} cannot be rendered");
+            refused(&what, &error, &self.texts)
         };
-        let context = Context::from_serialize(values).map_err(refused)?;
-        self.tera.render(name, &context).map_err(refused)
+        let context = Context::from_serialize(values).map_err(failed)?;
+        self.tera.render(name, &context).map_err(failed)
     }
 
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -78,6 +72,48 @@ impl Templates {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.texts.keys().map(String::as_str)
     }
+}
+
+/// What tera says, at its place in the template. It tells only in words what is wrong: those of the language that the
+/// template is written in.
+fn refused(what: &str, error: &tera::Error, texts: &BTreeMap<String, String>) -> Error {
+    match error.kind() {
+        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+            let (name, span) = (report.filename(), report.span());
+            let source = texts
+                .get(name)
+                .and_then(|text| text.lines().nth(span.start_line.checked_sub(1)?));
+            let error = Error::refused(what).because(format!(
+                "{name}:{}:{}: {}",
+                span.start_line,
+                span.start_col + 1,
+                clause(report.message())
+            ));
+            error.with_detail(source.into_iter().flat_map(|line| {
+                [
+                    format!("{:>5} | {line}", span.start_line),
+                    format!("      | {}^", " ".repeat(span.start_col)),
+                ]
+            }))
+        }
+        ErrorKind::CircularExtend { tpl, .. } | ErrorKind::CircularInclude { tpl, .. } => {
+            Error::refused(what).because(format!("{tpl} includes itself"))
+        }
+        ErrorKind::MissingParent { current, parent } => Error::refused(what)
+            .because(format!("{current} extends {parent}, which does not exist")),
+        ErrorKind::TemplateNotFound(name) => {
+            Error::refused(what).because(format!("{name} does not exist"))
+        }
+        _ => Error::refused(what).because(clause(&error.to_string())),
+    }
+}
+
+/// A sentence as a clause.
+fn clause(sentence: &str) -> String {
+    let line = sentence.lines().next().unwrap_or_default();
+    let mut letters = line.trim_end_matches('.').chars();
+    let first = letters.next().map(char::to_lowercase);
+    first.into_iter().flatten().chain(letters).collect()
 }
 
 fn built_in_texts() -> BTreeMap<String, String> {
@@ -166,5 +202,25 @@ mod tests {
         let error =
             Templates::with([("t".to_owned(), "x\necho ${#a[@]}".to_owned())].into()).unwrap_err();
         assert!(error.to_string().contains("t:2"), "{error}");
+    }
+
+    #[test]
+    fn a_mistake_is_shown_at_its_place() {
+        let mistake = |text: &str| {
+            let error = Templates::with([("t".to_owned(), text.to_owned())].into())
+                .and_then(|templates| templates.render("t", &serde_json::json!({"node": 1})))
+                .unwrap_err();
+            let detail: Vec<_> = error.detail().into_iter().map(str::to_owned).collect();
+            (error.causes(), detail)
+        };
+        let (causes, detail) = mistake("a\n{{ missing }}");
+        assert_eq!(
+            causes,
+            ["t:2:4: variable `missing` is not defined. Available variables: node"]
+        );
+        assert_eq!(detail, ["    2 | {{ missing }}", "      |    ^"]);
+        let (causes, detail) = mistake("{% if %}");
+        assert!(causes[0].starts_with("t:1:7: found `%}`"), "{causes:?}");
+        assert_eq!(detail.len(), 2);
     }
 }

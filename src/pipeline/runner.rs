@@ -5,10 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{Check, Events, Reporter, Stage};
+use super::stage::{Check, Events, Reporter, Stage, Work};
 use crate::core::error::{Error, Result};
 use crate::core::event::{Event, Failure, Outcome, Subject};
 use crate::core::journal::Journal;
+use crate::core::stage_name::StageName;
 
 /// A check is a few calls, each with a patience of its own that says more; this is for one that hangs.
 const CHECK_DEADLINE: Duration = Duration::from_secs(180);
@@ -18,11 +19,16 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// A list, and about whom it is.
 pub struct Walk<'a, C> {
     pub stages: &'a [Box<dyn Stage<C>>],
-    pub on: &'a C,
+    pub on: &'a mut C,
     pub subject: Subject,
     pub events: Events,
     pub stop: CancellationToken,
     pub journal: &'a Journal,
+}
+
+/// The rows that a display has for a list.
+pub fn names<C: Work>(stages: &[Box<dyn Stage<C>>]) -> Vec<StageName> {
+    stages.iter().map(|stage| stage.name()).collect()
 }
 
 /// How far a walk came.
@@ -33,11 +39,12 @@ pub struct Walked {
     pub result: Result<()>,
 }
 
-impl<C: Sync> Walk<'_, C> {
+impl<C: Work> Walk<'_, C> {
     /// Forward through the list until the end or the first failure.
-    pub async fn forward(&self) -> Walked {
+    pub async fn forward(mut self) -> Walked {
         let mut applied = Vec::new();
-        for (index, stage) in self.stages.iter().enumerate() {
+        let stages = self.stages;
+        for (index, stage) in stages.iter().enumerate() {
             if self.stop.is_cancelled() {
                 return Walked {
                     applied,
@@ -45,12 +52,12 @@ impl<C: Sync> Walk<'_, C> {
                 };
             }
             let begun = Instant::now();
-            let name = stage.name().to_owned();
+            let name = stage.name();
             self.events.send(Event::StageStarted {
                 node: self.subject.clone(),
-                stage: name.clone(),
+                stage: name,
             });
-            let report = Reporter::new(self.events.clone(), self.subject.clone(), &name);
+            let report = Reporter::new(self.events.clone(), self.subject.clone(), name);
             match self
                 .advance(stage.as_ref(), &report, || applied.push(index))
                 .await
@@ -85,7 +92,7 @@ impl<C: Sync> Walk<'_, C> {
     }
 
     async fn advance(
-        &self,
+        &mut self,
         stage: &dyn Stage<C>,
         report: &Reporter,
         begun: impl FnOnce(),
@@ -105,12 +112,12 @@ impl<C: Sync> Walk<'_, C> {
                 return Err(Error::interrupted());
             }
             done = tokio::time::timeout(limit, stage.apply(self.on, report, self.journal)) => done.unwrap_or_else(|_| {
-                Err(Error::new(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
+                Err(Error::failed(format!("{} was not done within {} s", stage.name(), limit.as_secs())).with_help("raise its deadline in the spec, or look at the node's logs"))
             })?,
         }
         match self.check(stage, report).await? {
             Check::Done(detail) => Ok((Outcome::Applied, detail)),
-            Check::Needed(why) => Err(Error::new(format!(
+            Check::Needed(why) => Err(Error::failed(format!(
                 "{} ran without error, but {why}",
                 stage.name()
             ))
@@ -119,12 +126,12 @@ impl<C: Sync> Walk<'_, C> {
         }
     }
 
-    async fn check(&self, stage: &dyn Stage<C>, report: &Reporter) -> Result<Check> {
+    async fn check(&mut self, stage: &dyn Stage<C>, report: &Reporter) -> Result<Check> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(Error::interrupted()),
             found = tokio::time::timeout(CHECK_DEADLINE, stage.check(self.on, report)) => found.unwrap_or_else(|_| {
-                Err(Error::new(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
+                Err(Error::failed(format!("looking at {} took more than {} s", stage.name(), CHECK_DEADLINE.as_secs())))
             }),
         }
     }
@@ -141,9 +148,8 @@ mod tests {
     use super::*;
 
     /// A stage that follows a script and writes down what is asked of it.
-    #[derive(Default)]
     struct Scripted {
-        name: &'static str,
+        name: StageName,
         done: AtomicBool,
         takes: Duration,
         fails: bool,
@@ -153,36 +159,55 @@ mod tests {
 
     type Log = Mutex<Vec<String>>;
 
+    impl Work for Log {
+        type Planned = ();
+    }
+
     #[async_trait]
     impl Stage<Log> for Scripted {
-        fn name(&self) -> &'static str {
+        fn name(&self) -> StageName {
             self.name
+        }
+        fn plan(&self, (): &()) -> String {
+            "nothing".into()
         }
         fn deadline(&self, _: &Log) -> Duration {
             Duration::from_secs(10)
         }
-        async fn check(&self, _: &Log, _: &Reporter) -> Result<Check> {
+        async fn check(&self, _: &mut Log, _: &Reporter) -> Result<Check> {
             Ok(match (self.conflicts, self.done.load(Ordering::Relaxed)) {
-                (true, _) => Check::Conflict(Error::new("in the way")),
+                (true, _) => Check::Conflict(Error::failed("in the way")),
                 (_, true) => Check::Done("so it is".into()),
                 _ => Check::Needed("not yet".into()),
             })
         }
-        async fn apply(&self, log: &Log, _: &Reporter, _: &Journal) -> Result<()> {
-            log.lock().unwrap().push(format!("apply {}", self.name));
+        async fn apply(&self, log: &mut Log, _: &Reporter, _: &Journal) -> Result<()> {
+            log.get_mut().unwrap().push(format!("apply {}", self.name));
             tokio::time::sleep(self.takes).await;
             if self.fails {
-                return Err(Error::new("broken"));
+                return Err(Error::failed("broken"));
             }
             self.done.store(!self.ineffective, Ordering::Relaxed);
             Ok(())
         }
+        async fn stopped(&self, log: &Log) {
+            log.lock().unwrap().push(format!("stopped {}", self.name));
+        }
     }
 
-    fn scripted(name: &'static str) -> Scripted {
+    /// Three stages of any names.
+    const A: StageName = StageName::Claim;
+    const B: StageName = StageName::Volume;
+    const C: StageName = StageName::Seed;
+
+    fn scripted(name: StageName) -> Scripted {
         Scripted {
             name,
-            ..Scripted::default()
+            done: AtomicBool::new(false),
+            takes: Duration::ZERO,
+            fails: false,
+            conflicts: false,
+            ineffective: false,
         }
     }
 
@@ -196,10 +221,10 @@ mod tests {
             .into_iter()
             .map(|s| Box::new(s) as Box<dyn Stage<Log>>)
             .collect();
-        let log = Log::default();
+        let mut log = Log::default();
         let walk = Walk {
             stages: &stages,
-            on: &log,
+            on: &mut log,
             subject: None,
             events: Events::new(unbounded_channel().0),
             stop,
@@ -214,12 +239,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn done_stages_are_not_applied() {
-        let mut first = scripted("a");
+        let mut first = scripted(A);
         first.done = true.into();
-        let ran = forward(vec![first, scripted("b")], CancellationToken::new()).await;
+        let ran = forward(vec![first, scripted(B)], CancellationToken::new()).await;
         assert!(ran.walked.result.is_ok());
         assert_eq!(ran.walked.applied, [1]);
-        assert_eq!(ran.log, ["apply b"]);
+        assert_eq!(ran.log, ["apply Volume"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,23 +252,27 @@ mod tests {
         for broken in [
             Scripted {
                 fails: true,
-                ..scripted("b")
+                ..scripted(B)
             },
             Scripted {
                 conflicts: true,
-                ..scripted("b")
+                ..scripted(B)
             },
         ] {
             let conflicts = broken.conflicts;
             let ran = forward(
-                vec![scripted("a"), broken, scripted("c")],
+                vec![scripted(A), broken, scripted(C)],
                 CancellationToken::new(),
             )
             .await;
             assert!(ran.walked.result.is_err());
             assert_eq!(
                 ran.log.last().unwrap(),
-                if conflicts { "apply a" } else { "apply b" }
+                if conflicts {
+                    "apply Claim"
+                } else {
+                    "apply Volume"
+                }
             );
         }
     }
@@ -253,7 +282,7 @@ mod tests {
         let ran = forward(
             vec![Scripted {
                 ineffective: true,
-                ..scripted("a")
+                ..scripted(A)
             }],
             CancellationToken::new(),
         )
@@ -273,7 +302,7 @@ mod tests {
         let ran = forward(
             vec![Scripted {
                 takes: Duration::from_secs(3600),
-                ..scripted("a")
+                ..scripted(A)
             }],
             CancellationToken::new(),
         )
@@ -300,9 +329,9 @@ mod tests {
             vec![
                 Scripted {
                     takes: Duration::from_secs(5),
-                    ..scripted("a")
+                    ..scripted(A)
                 },
-                scripted("b"),
+                scripted(B),
             ],
             stop,
         )
@@ -310,7 +339,10 @@ mod tests {
         assert!(ran.walked.result.unwrap_err().is_interruption());
         assert_eq!(
             (ran.walked.applied, ran.log),
-            (vec![0], vec!["apply a".to_owned()])
+            (
+                vec![0],
+                vec!["apply Claim".to_owned(), "stopped Claim".to_owned()]
+            )
         );
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::core::error::{Error, Result};
 use crate::core::event::{Event, Subject};
 use crate::core::journal::Journal;
+use crate::core::stage_name::StageName;
 
 /// What `check` found.
 #[derive(Debug)]
@@ -21,21 +22,33 @@ pub enum Check {
     Conflict(Error),
 }
 
-/// A row of the list. `C` is what the stage works on: a run or a node.
+/// What a stage works on: a run, a node, a machine. A walk has it to itself, and what a stage learns or makes it leaves
+/// there for the next.
+pub trait Work: Send + Sync {
+    /// It before anything is touched.
+    type Planned;
+}
+
+/// A row of the list. Nothing here has a default: what a stage forgets to say does not compile.
 #[async_trait]
-pub trait Stage<C: Sync>: Send + Sync {
-    fn name(&self) -> &'static str;
+pub trait Stage<C: Work>: Send + Sync {
+    fn name(&self) -> StageName;
+
+    /// What it will do, in the words of `nodegraft plan`.
+    fn plan(&self, planned: &C::Planned) -> String;
 
     /// After this long the runner itself gives up on `apply`. The stage's own waits end earlier and say more.
     fn deadline(&self, on: &C) -> Duration;
 
-    async fn check(&self, on: &C, report: &Reporter) -> Result<Check>;
+    /// Looks. It may leave what it saw in `on`, and changes nothing else.
+    async fn check(&self, on: &mut C, report: &Reporter) -> Result<Check>;
 
     /// What it makes goes into the journal as soon as it may exist.
-    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()>;
+    async fn apply(&self, on: &mut C, report: &Reporter, journal: &Journal) -> Result<()>;
 
-    /// The run was stopped while `apply` was under way, and its future is gone: ends what would go on by itself.
-    async fn stopped(&self, _on: &C) {}
+    /// The run was stopped while `apply` was under way, and its future is gone: ends what would go on by itself. Where
+    /// nothing does, the stage says why.
+    async fn stopped(&self, on: &C);
 }
 
 /// Where events go. Never blocks; a closed receiver is nobody listening.
@@ -57,22 +70,22 @@ impl Events {
 pub struct Reporter {
     events: Events,
     node: Subject,
-    stage: String,
+    stage: StageName,
 }
 
 impl Reporter {
-    pub fn new(events: Events, node: Subject, stage: &str) -> Self {
+    pub fn new(events: Events, node: Subject, stage: StageName) -> Self {
         Self {
             events,
             node,
-            stage: stage.to_owned(),
+            stage,
         }
     }
 
     pub fn progress(&self, detail: impl Into<String>) {
         self.events.send(Event::Progress {
             node: self.node.clone(),
-            stage: self.stage.clone(),
+            stage: self.stage,
             detail: detail.into(),
         });
     }
@@ -80,7 +93,7 @@ impl Reporter {
     pub fn output(&self, line: impl Into<String>) {
         self.events.send(Event::Output {
             node: self.node.clone(),
-            stage: self.stage.clone(),
+            stage: self.stage,
             line: line.into(),
         });
     }

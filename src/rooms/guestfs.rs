@@ -7,13 +7,46 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::core::error::{Context, Error, Result};
+use crate::core::error::{Cause, Context, Error, Kind, Result, system_words};
 use crate::core::first_boot::Unit;
+use crate::rooms::files::{self, Failure as FileFailure};
 
 pub const PROGRAM: &str = "virt-customize";
 const SHOWN: usize = 10;
 /// The small VM that it runs boots in software emulation at worst, perhaps next to others.
 pub const LIMIT: Duration = Duration::from_secs(900);
+
+/// Why an image was not edited.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{PROGRAM} is not installed")]
+    Missing,
+    #[error("{PROGRAM} cannot be started: {0}")]
+    NotStarted(String),
+    #[error("it was not done within {} s, and was killed", LIMIT.as_secs())]
+    TimedOut,
+    #[error("{PROGRAM} failed with {0}")]
+    Failed(String),
+}
+
+impl Cause for Failure {
+    fn kind(&self) -> Kind {
+        Kind::Unfit
+    }
+
+    fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Missing | Self::NotStarted(_) => "install it: apt-get install guestfs-tools",
+            Self::TimedOut => {
+                "libguestfs runs a small VM: without KVM it is slow; run the same command again"
+            }
+            Self::Failed(_) => {
+                "do you have permission to write that image, and to read a kernel in /boot (libguestfs boots it)? try: libguestfs-test-tool"
+            }
+        };
+        Some(help.to_owned())
+    }
+}
 
 /// Whether the program is on this machine.
 pub fn is_installed() -> bool {
@@ -29,7 +62,9 @@ pub async fn add(
     kvm: bool,
     mut on_line: impl FnMut(&str),
 ) -> Result<()> {
-    let dir = tempfile::tempdir().doing("making a temporary directory")?;
+    let dir = tempfile::tempdir()
+        .map_err(FileFailure::from)
+        .doing("making a temporary directory")?;
     let mut command = Command::new(PROGRAM);
     command.arg("-a").arg(image).arg("--no-network");
     let parent_of = |command: &mut Command, path: &str| {
@@ -39,7 +74,7 @@ pub async fn add(
     };
     for (number, (path, text, mode)) in unit.files.iter().enumerate() {
         let local = dir.path().join(number.to_string());
-        std::fs::write(&local, text).doing("writing a temporary file")?;
+        files::write(&local, text).doing("writing a temporary file")?;
         parent_of(&mut command, path);
         command
             .arg("--upload")
@@ -63,8 +98,11 @@ pub async fn add(
     let what = format!("editing {} with {PROGRAM}", image.display());
     let mut child = command
         .spawn()
-        .doing(&*what)
-        .map_err(|error| error.with_help("install it: apt-get install guestfs-tools"))?;
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Failure::Missing,
+            _ => Failure::NotStarted(system_words(&error)),
+        })
+        .doing(&*what)?;
     let (mut out, mut err) = (
         BufReader::new(child.stdout.take().expect("it is piped")).lines(),
         BufReader::new(child.stderr.take().expect("it is piped")).lines(),
@@ -86,14 +124,12 @@ pub async fn add(
     };
     let status = tokio::time::timeout(LIMIT, work)
         .await
-        .map_err(|_| Error::new(format!("{what} took more than {} s", LIMIT.as_secs())))?
+        .map_err(|_| Failure::TimedOut)
+        .and_then(|ended| ended.map_err(|error| Failure::Failed(system_words(&error))))
         .doing(&*what)?;
     if status.success() {
         return Ok(());
     }
     let last = said[said.len().saturating_sub(SHOWN)..].to_vec();
-    Err(Error::new(what)
-        .because(Error::new(format!("it ended with {status}")))
-        .with_detail(last)
-        .with_help("may you write that image, and read a kernel in /boot (libguestfs boots it)? try: libguestfs-test-tool"))
+    Err(Error::during(what, Failure::Failed(status.to_string())).with_detail(last))
 }

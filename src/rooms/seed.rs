@@ -2,38 +2,62 @@
 
 use std::io::{Cursor, Write};
 
-use crate::core::error::{Context, Result};
+use crate::core::error::{Cause, Context, Kind, Result};
+
+/// Why there is no image. The library says only in words why it fails; in memory there is one reason: no room.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the seed image has no room for {0}")]
+    Full(String),
+    #[error("the file system of the seed image does not work")]
+    Broken,
+}
+
+impl Cause for Failure {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Full(_) => Kind::Refused,
+            Self::Broken => Kind::Bug,
+        }
+    }
+
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Full(_) => Some(
+                "it holds 1.4 MB: give fewer `authorized_keys`, or smaller templates".to_owned(),
+            ),
+            Self::Broken => None,
+        }
+    }
+}
 
 /// A floppy's size is plenty, and the smallest that every reader accepts.
 const SIZE: usize = 1440 << 10;
 
 /// Builds the image in memory; a name may lie in a directory, as `firstboot/ifcfg`. The same files give the same bytes.
 pub fn image(files: &[(&str, String)]) -> Result<Vec<u8>> {
+    filled(files).doing("making the seed image")
+}
+
+fn filled(files: &[(&str, String)]) -> Result<Vec<u8>, Failure> {
     let mut bytes = vec![0_u8; SIZE];
     let options = fatfs::FormatVolumeOptions::new()
         .volume_label(*b"CIDATA     ")
         .volume_id(0x6e6f_6465);
-    fatfs::format_volume(Cursor::new(&mut bytes[..]), options)
-        .doing("formatting the seed image")?;
+    fatfs::format_volume(Cursor::new(&mut bytes[..]), options).map_err(|_| Failure::Broken)?;
     {
         let volume = fatfs::FileSystem::new(Cursor::new(&mut bytes[..]), fatfs::FsOptions::new())
-            .doing("opening the seed image")?;
+            .map_err(|_| Failure::Broken)?;
         for (name, text) in files {
+            let full = |_| Failure::Full((*name).to_owned());
             if let Some((dir, _)) = name.split_once('/') {
-                volume
-                    .root_dir()
-                    .create_dir(dir)
-                    .doing(format!("adding {dir} to the seed image"))?;
+                volume.root_dir().create_dir(dir).map_err(full)?;
             }
-            let mut file = volume
-                .root_dir()
-                .create_file(name)
-                .doing(format!("adding {name} to the seed image"))?;
-            file.write_all(text.as_bytes())
-                .doing(format!("writing {name} into the seed image"))?;
-            file.flush().doing("writing the seed image")?;
+            let mut file = volume.root_dir().create_file(name).map_err(full)?;
+            file.write_all(text.as_bytes()).map_err(full)?;
+            file.flush().map_err(full)?;
         }
-        volume.unmount().doing("closing the seed image")?;
+        volume.unmount().map_err(|_| Failure::Broken)?;
     }
     Ok(bytes)
 }
@@ -65,5 +89,19 @@ mod tests {
                 .unwrap();
             assert_eq!(read, text);
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let error = filled(&[
+            ("meta-data", String::new()),
+            ("user-data", "x".repeat(SIZE)),
+        ]);
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the seed image has no room for user-data"
+        );
+        assert_eq!(error.kind(), Kind::Refused);
     }
 }

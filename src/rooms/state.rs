@@ -3,15 +3,15 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use jiff::Timestamp;
-use sha2::Digest;
 
-use crate::core::error::{Context, Error, Exit, Result};
+use crate::core::digest::{hex, sha256};
+use crate::core::error::{Context, Error, Kind, Result};
 use crate::core::plain;
+use crate::rooms::files::{self, Failure};
 use crate::rooms::keys;
 
 #[derive(Debug, Clone)]
@@ -39,10 +39,10 @@ impl StateDir {
         let base = match std::env::var_os("NODEGRAFT_STATE_DIR") {
             Some(dir) => PathBuf::from(dir),
             None => etcetera::choose_base_strategy()
-                .doing("finding your home directory")?
-                .state_dir()
+                .ok()
+                .and_then(|dirs| dirs.state_dir())
                 .ok_or_else(|| {
-                    Error::new("there is no directory for state")
+                    Error::unfit("you have no home directory to keep logs and keys in")
                         .with_help("set NODEGRAFT_STATE_DIR")
                 })?
                 .join("nodegraft"),
@@ -58,6 +58,7 @@ impl StateDir {
             .recursive(true)
             .mode(0o700)
             .create(dir)
+            .map_err(Failure::making)
             .doing(format!("making the directory {}", dir.display()))
     }
 
@@ -70,8 +71,10 @@ impl StateDir {
             .truncate(false)
             .read(true)
             .write(true)
-            .open(&path);
-        hold(file.doing(format!("opening {}", path.display()))?, &path)
+            .open(&path)
+            .map_err(Failure::from)
+            .doing(format!("opening {}", path.display()))?;
+        hold(file, &path)
     }
 
     /// The user's key if the spec names one, else a key of the cluster's own, made once.
@@ -79,16 +82,20 @@ impl StateDir {
         let path = own.map_or_else(|| self.root.join("id_ed25519"), expand_home);
         if own.is_none() && !path.exists() {
             self.make(&self.root)?;
-            let key = keys::generate("nodegraft")?;
-            write_private(&path, key.private.as_deref().unwrap_or_default())?;
-            fs::write(path.with_extension("pub"), format!("{}\n", key.public))
+            let key = keys::generate("nodegraft").doing("making the login key")?;
+            files::create_private(&path, key.private.as_deref().unwrap_or_default())
+                .doing(format!("writing the login key {}", path.display()))?;
+            files::write(&path.with_extension("pub"), &format!("{}\n", key.public))
                 .doing("writing the public login key")?;
         }
-        let private = fs::read_to_string(&path)
-            .doing(format!("reading the SSH key {}", path.display()))
-            .map_err(|error| error.with_help("correct `ssh.key` in the spec, or leave it out: nodegraft makes a key of its own"))?;
-        let public =
-            keys::public_of(&private).doing(format!("reading the SSH key {}", path.display()))?;
+        let what = format!("reading the SSH key {}", path.display());
+        let wrong = |error: Error| {
+            error
+                .with_help("correct `ssh.key` in the spec, or leave it out: nodegraft makes a key of its own")
+                .as_kind(Kind::Refused)
+        };
+        let private = files::read(&path).doing(what.as_str()).map_err(wrong)?;
+        let public = keys::public_of(&private).doing(what).map_err(wrong)?;
         Ok(LoginKey {
             path,
             public,
@@ -152,14 +159,16 @@ fn set_aside(path: &Path) -> Result<()> {
         .map(|name| path.with_extension(name))
         .find(|name| !name.exists())
         .expect("the numbers do not end");
-    fs::rename(path, &free).doing(format!("keeping the earlier log as {}", free.display()))
+    fs::rename(path, &free)
+        .map_err(Failure::from)
+        .doing(format!("keeping the earlier log as {}", free.display()))
 }
 
 /// The same among all users of this machine, for a cluster on one libvirt. Where the directory cannot be written to there is
 /// none: a claim still has only one owner, and a guest runs one step at a time.
 pub fn lock_host(uri: &str, cluster: &str) -> Result<Option<Lock>> {
     use std::os::unix::fs::PermissionsExt;
-    let known = crate::core::plan::hex(&sha2::Sha256::digest(format!("{uri}\n{cluster}"))[..8]);
+    let known = hex(&sha256(format!("{uri}\n{cluster}"))[..8]);
     let path = PathBuf::from(format!("/run/lock/nodegraft.{known}"));
     // Opened before it is made: with O_CREAT the kernel refuses a file of somebody else's in such a directory.
     let opened = OpenOptions::new()
@@ -188,14 +197,15 @@ fn hold(mut file: File, path: &Path) -> Result<Lock> {
         }
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(path).unwrap_or_default();
-            Err(Error::new(format!(
+            Err(Error::unfit(format!(
                 "another nodegraft (process {}) is working on this cluster",
                 holder.trim()
             ))
-            .with_help("wait for it to end, or stop it with Ctrl-C")
-            .with_exit(Exit::Unfit))
+            .with_help("wait for it to end, or stop it with Ctrl-C"))
         }
-        Err(TryLockError::Error(error)) => Err(error).doing(format!("locking {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(Failure::from(error)).doing(format!("locking {}", path.display()))
+        }
     }
 }
 
@@ -220,17 +230,6 @@ pub fn expand_home(path: &str) -> PathBuf {
         (Some(rest), Some(home)) if rest.starts_with('/') => PathBuf::from(home).join(&rest[1..]),
         _ => PathBuf::from(path),
     }
-}
-
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .doing(format!("making {}", path.display()))?;
-    file.write_all(text.as_bytes())
-        .doing(format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::core::error::{Context as _, Result};
+use crate::rooms::files::{self, Failure};
 
 /// Every file below it that is text, by its relative path.
 pub fn read(dir: &Path) -> Result<BTreeMap<String, String>> {
@@ -11,9 +12,13 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut pending = vec![dir.to_path_buf()];
     while let Some(next) = pending.pop() {
         for entry in std::fs::read_dir(&next)
+            .map_err(Failure::from)
             .doing(format!("reading the template directory {}", next.display()))?
         {
-            let path = entry.doing("reading a directory")?.path();
+            let path = entry
+                .map_err(Failure::from)
+                .doing(format!("reading the template directory {}", next.display()))?
+                .path();
             if path.is_dir() {
                 pending.push(path);
             } else {
@@ -24,8 +29,7 @@ pub fn read(dir: &Path) -> Result<BTreeMap<String, String>> {
                     .into_owned();
                 texts.insert(
                     name,
-                    std::fs::read_to_string(&path)
-                        .doing(format!("reading the template {}", path.display()))?,
+                    files::read(&path).doing(format!("reading the template {}", path.display()))?,
                 );
             }
         }

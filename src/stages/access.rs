@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::candidate::Joining;
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::spec;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::{BOOTSTRAPPERS, Binding, Right, binding_name};
 use crate::rooms::cluster::is_forbidden;
@@ -20,15 +21,19 @@ pub struct Access;
 
 #[async_trait]
 impl<C: Joining> Stage<C> for Access {
-    fn name(&self) -> &'static str {
-        "Access"
+    fn name(&self) -> StageName {
+        StageName::Access
+    }
+
+    fn plan(&self, _: &C::Planned) -> String {
+        "tokens may ask for certificates; binds our own group if nothing else lets them".into()
     }
 
     fn deadline(&self, _: &C) -> Duration {
         Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         if on.terms().access == spec::Access::None {
             return Ok(Check::Done("not looked at, as the spec says".into()));
         }
@@ -58,9 +63,12 @@ impl<C: Joining> Stage<C> for Access {
         )))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut C, report: &Reporter, journal: &Journal) -> Result<()> {
         bind(on, report, journal).await
     }
+
+    /// A binding that was made is in the journal.
+    async fn stopped(&self, _: &C) {}
 }
 
 /// Binds again what is gone since [`Access`] looked.
@@ -114,7 +122,7 @@ async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Resul
         .await?
     {
         if Instant::now() > until {
-            return Err(Error::new(format!(
+            return Err(Error::unfit(format!(
                 "the binding {} was made, but does not work after 20 s",
                 binding_name(&on.terms().name)
             ))
@@ -129,7 +137,6 @@ async fn bind<C: Joining>(on: &C, report: &Reporter, journal: &Journal) -> Resul
 }
 
 fn missing(group: &str) -> Error {
-    Error::new("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
+    Error::unfit("bootstrap tokens may not ask for certificates in this cluster, and this kubeconfig may not change that")
         .with_help(format!("have an administrator run: kubectl create clusterrolebinding nodegraft-bootstrap --clusterrole=system:node-bootstrapper --group={group}"))
-        .with_exit(Exit::Unfit)
 }

@@ -5,9 +5,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{NodeRun, locked};
+use super::NodeRun;
+use crate::core::dead_end;
 use crate::core::error::{Error, Result, one_line};
 use crate::core::journal::{Journal, Thing};
+use crate::core::plan::Node;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::libvirt::console::Console;
 use crate::rooms::ssh;
@@ -18,21 +21,31 @@ const PROBE: Duration = Duration::from_millis(700);
 const PATIENT: Duration = Duration::from_secs(15);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
+/// A guest whose console shows that it has given up is given up after this long.
+const HOPE: Duration = Duration::from_secs(5);
 const CONSOLE_TAIL: usize = 15;
 
 pub struct Boot;
 
 #[async_trait]
 impl Stage<NodeRun> for Boot {
-    fn name(&self) -> &'static str {
-        "Boot"
+    fn name(&self) -> StageName {
+        StageName::Boot
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        format!(
+            "start it, SSH answers at {} within {} s",
+            node.ip,
+            node.deadlines.boot.as_secs()
+        )
     }
 
     fn deadline(&self, on: &NodeRun) -> Duration {
         on.node.deadlines.boot + Duration::from_secs(30)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         match on.claim() {
             Some(domain) if domain.running && !domain.paused => {}
             _ => return Ok(Check::Needed("it is to be started".into())),
@@ -43,32 +56,34 @@ impl Stage<NodeRun> for Boot {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
-        let host = &on.host;
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
         // Somebody may have started it since: then it is not ours to stop.
         on.look().await?;
         let domain = on.claimed()?;
         if !domain.running {
             journal.made(Thing::Running);
-            host.start_paused(&domain.uuid).await?;
+            on.host.start_paused(&domain.uuid).await?;
         }
         // Without a console the wait only has less to tell.
-        let console = host
+        let console = on
+            .host
             .open_console(
                 &domain.uuid,
                 on.run.state.log(&on.node.name, "console.log")?,
             )
             .await
             .ok();
-        *locked(&on.console) = console;
         if !domain.running || domain.paused {
-            host.resume(&domain.uuid).await?;
+            on.host.resume(&domain.uuid).await?;
         }
-        let waited = wait_for_banner(on, report).await;
-        *locked(&on.console) = None;
+        let waited = wait_for_banner(on, console.as_ref(), report).await;
+        drop(console);
         on.look().await?;
         waited
     }
+
+    /// A VM that was started is in the journal, and runs on.
+    async fn stopped(&self, _: &NodeRun) {}
 }
 
 /// The banner of a guest that runs. It may be busy, and its first boot may restart sshd just now.
@@ -82,53 +97,65 @@ async fn patiently(on: &NodeRun) -> Result<String> {
     }
 }
 
-async fn wait_for_banner(on: &NodeRun, report: &Reporter) -> Result<()> {
+async fn wait_for_banner(
+    on: &mut NodeRun,
+    console: Option<&Console>,
+    report: &Reporter,
+) -> Result<()> {
     let begun = Instant::now();
-    let (mut told, mut looked) = (begun, begun);
+    let (mut told, mut looked, mut stuck) = (begun, begun, None);
     loop {
         let last = match ssh::banner(on.ssh_address(), PROBE).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let console = locked(&on.console)
-            .as_ref()
+        let tail = console
             .map(|console| console.tail(CONSOLE_TAIL))
             .unwrap_or_default();
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
-            let line = console
+            let line = tail
                 .last()
                 .map_or_else(String::new, |line| format!(": {line}"));
             report.progress(format!("waiting for SSH at {}{line}", on.node.ip));
         }
         // The console ends with the VM. Without one libvirt has to be asked now and then.
-        let ended = locked(&on.console)
-            .as_ref()
-            .map_or(looked.elapsed() > BETWEEN_LOOKS, Console::ended);
+        let ended = console.map_or(looked.elapsed() > BETWEEN_LOOKS, Console::ended);
         if ended && looked.elapsed() > Duration::from_secs(1) {
             looked = Instant::now();
             if on.look().await?.is_none_or(|domain| !domain.running) {
-                return Err(Error::new(format!(
+                return Err(Error::failed(format!(
                     "the VM stopped while it booted, after {} s",
                     begun.elapsed().as_secs()
                 ))
-                .with_detail(console_detail(&console))
+                .with_detail(console_detail(&tail))
                 .with_help(format!(
                     "the host's log may say why: /var/log/libvirt/qemu/{}.log",
                     on.node.name
                 )));
             }
         }
+        let dead_end = console.and_then(|console| dead_end::find(&console.all()));
+        // Some reboot by themselves, and better.
+        let since = dead_end
+            .as_ref()
+            .map(|_| *stuck.get_or_insert_with(Instant::now));
+        if let (Some(end), true) = (dead_end, since.is_some_and(|since| since.elapsed() > HOPE)) {
+            return Err(
+                Error::failed(format!("the guest does not boot: {}", end.what))
+                    .with_detail(console_detail(&tail))
+                    .with_help(end.help),
+            );
+        }
         if begun.elapsed() > on.node.deadlines.boot {
-            return Err(never_booted(on, last, &console));
+            return Err(never_booted(on, last, &tail));
         }
         tokio::time::sleep(BETWEEN_PROBES).await;
     }
 }
 
 fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
-    let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
-    let help = if console.is_empty() && kvm {
+    let help = if console.is_empty() && on.run.sight.has_kvm() {
         "it printed nothing under KVM: acceleration may not work here; set `virt_type: qemu` under `host` in the spec".to_owned()
     } else if console.is_empty() {
         "it printed nothing: is the template bootable, and does its kernel use console=ttyS0?"
@@ -139,7 +166,7 @@ fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {
             on.node.address
         )
     };
-    Error::new(format!(
+    Error::failed(format!(
         "no SSH at {} within {} s",
         on.node.ip,
         on.node.deadlines.boot.as_secs()

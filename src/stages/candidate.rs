@@ -1,30 +1,29 @@
 //! Who joins: a VM of ours, or any machine that SSH reaches. Access, Join and Ready work on either.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, Run};
 use crate::core::error::Result;
 use crate::core::ownership::Owner;
 use crate::core::plan::{self, Member};
 use crate::core::taint::Taint;
 use crate::core::template::Templates;
+use crate::pipeline::stage::Work;
 use crate::rooms::cluster::{Cluster, node::Node};
 use crate::rooms::ssh::{Kept, OpenError, Session, Target};
 
 /// The cluster that is joined, and on which terms.
-pub trait Joining: Send + Sync {
+pub trait Joining: Work {
     fn cluster(&self) -> &Cluster;
-    fn terms(&self) -> &plan::Cluster;
+    fn terms(&self) -> &plan::ClusterPlan;
     fn templates(&self) -> &Templates;
 }
 
 /// A machine on its way into the cluster.
 #[async_trait]
-pub trait Candidate: Joining {
+pub trait Candidate: Joining<Planned = plan::Node> {
     fn member(&self) -> &Member;
 
     /// The machine-id: what its Node is known by.
@@ -42,15 +41,15 @@ pub trait Candidate: Joining {
     fn earlier(&self) -> Earlier;
 
     /// The join was done: nothing from before is left.
-    fn grafted(&self) {}
+    fn grafted(&mut self) {}
 
     /// Whose its Node, its token and its requests are.
     fn membership(&self) -> Result<Owner> {
-        Ok(Owner {
-            cluster: self.terms().name.clone(),
-            node: self.member().name.clone(),
-            instance: self.instance()?,
-        })
+        Ok(Owner::of(
+            &self.terms().name,
+            &self.member().name,
+            self.instance()?,
+        ))
     }
 }
 
@@ -65,55 +64,6 @@ pub enum Earlier {
     Cleared,
 }
 
-impl Joining for Run {
-    fn cluster(&self) -> &Cluster {
-        self.cluster
-            .as_ref()
-            .expect("Access, Join and Ready are not in the list of machines that join nothing")
-    }
-
-    fn terms(&self) -> &plan::Cluster {
-        &self.plan.cluster
-    }
-
-    fn templates(&self) -> &Templates {
-        &self.plan.templates
-    }
-}
-
-impl Joining for NodeRun {
-    fn cluster(&self) -> &Cluster {
-        self.run.cluster()
-    }
-
-    fn terms(&self) -> &plan::Cluster {
-        self.run.terms()
-    }
-
-    fn templates(&self) -> &Templates {
-        self.run.templates()
-    }
-}
-
-#[async_trait]
-impl Candidate for NodeRun {
-    fn member(&self) -> &Member {
-        &self.member
-    }
-
-    fn instance(&self) -> Result<String> {
-        self.owner().map(|owner| owner.instance)
-    }
-
-    async fn session(&self, deadline: Duration) -> Result<Session, OpenError> {
-        self.open_session(deadline).await
-    }
-
-    fn earlier(&self) -> Earlier {
-        Earlier::Continued
-    }
-}
-
 /// A machine that was there before, with a kubelet on it.
 pub struct Machine {
     pub member: Member,
@@ -121,10 +71,10 @@ pub struct Machine {
     pub machine_id: String,
     pub target: Target,
     pub cluster: Cluster,
-    pub terms: plan::Cluster,
+    pub terms: plan::ClusterPlan,
     pub templates: Templates,
     /// What it was before is to be cleared.
-    reset: AtomicBool,
+    reset: bool,
     session: Kept,
 }
 
@@ -135,7 +85,7 @@ impl Machine {
         machine_id: String,
         (target, session): (Target, Session),
         cluster: Cluster,
-        terms: plan::Cluster,
+        terms: plan::ClusterPlan,
         templates: Templates,
         reset: bool,
     ) -> Self {
@@ -146,10 +96,15 @@ impl Machine {
             cluster,
             terms,
             templates,
-            reset: AtomicBool::new(reset),
+            reset,
             session: Kept::of(session),
         }
     }
+}
+
+/// Nobody plans one; where somebody did, it would be as a node.
+impl Work for Machine {
+    type Planned = plan::Node;
 }
 
 impl Joining for Machine {
@@ -157,7 +112,7 @@ impl Joining for Machine {
         &self.cluster
     }
 
-    fn terms(&self) -> &plan::Cluster {
+    fn terms(&self) -> &plan::ClusterPlan {
         &self.terms
     }
 
@@ -190,14 +145,14 @@ impl Candidate for Machine {
     }
 
     fn earlier(&self) -> Earlier {
-        if self.reset.load(Ordering::Relaxed) {
+        if self.reset {
             Earlier::Cleared
         } else {
             Earlier::Respected
         }
     }
 
-    fn grafted(&self) {
-        self.reset.store(false, Ordering::Relaxed);
+    fn grafted(&mut self) {
+        self.reset = false;
     }
 }

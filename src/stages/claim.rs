@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, locked, not_ours};
+use super::NodeRun;
+use super::node_run::not_ours;
 use crate::core::difference::{Difference, sentence};
+use crate::core::domain_xml::HostFacts;
 use crate::core::error::{Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::mark::{Claimed, Mark};
 use crate::core::ownership::Owner;
-use crate::core::plan::{HostFacts, Node};
+use crate::core::plan::Node;
 use crate::core::spec::Size;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::libvirt::domain::Domain;
 use crate::rooms::process;
@@ -24,18 +27,28 @@ pub struct Claim;
 
 #[async_trait]
 impl Stage<NodeRun> for Claim {
-    fn name(&self) -> &'static str {
-        "Claim"
+    fn name(&self) -> StageName {
+        StageName::Claim
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        format!(
+            "{}: {} cpus, {}, {}",
+            node.name,
+            node.cpus,
+            Size(node.memory),
+            node.network
+        )
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
         Duration::from_secs(240)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         let Some(claim) = on.claim() else {
             // Whatever has the name was seen by Preflight, or came since.
-            let taken = locked(&on.domain).is_some();
+            let taken = on.domain.is_some();
             return Ok(if taken {
                 Check::Conflict(not_ours(&on.node.name))
             } else {
@@ -52,7 +65,7 @@ impl Stage<NodeRun> for Claim {
             }
         } else if mark.address != on.node.address {
             return Ok(Check::Conflict(
-                Error::new(format!(
+                Error::failed(format!(
                     "address is {}, the spec says {}: only a new VM can change that",
                     mark.address, on.node.address
                 ))
@@ -69,7 +82,7 @@ impl Stage<NodeRun> for Claim {
         )))
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, journal: &Journal) -> Result<()> {
         if on.claim().is_none() {
             return define(on, journal).await;
         }
@@ -79,23 +92,26 @@ impl Stage<NodeRun> for Claim {
         }
         define_anew(on, &mark, report).await
     }
+
+    /// libvirt has defined a domain, or not.
+    async fn stopped(&self, _: &NodeRun) {}
 }
 
 /// A new life of the node.
-async fn define(on: &NodeRun, journal: &Journal) -> Result<()> {
-    let name = &on.node.name;
-    let owner = Owner::new(&on.run.plan.cluster.name, name)?;
+async fn define(on: &mut NodeRun, journal: &Journal) -> Result<()> {
+    let name = on.node.name.clone();
+    let owner = Owner::new(&on.run.plan.cluster.name, &name)?;
     let xml = xml(on, &on.node, &mark(on, &owner))?;
     journal.made(Thing::Domain {
         name: name.clone(),
         uuid: owner.uuid(),
     });
-    let defined = on.host.define_domain(name, xml).await;
+    let defined = on.host.define_domain(&name, xml).await;
     on.look().await?;
     match defined {
         // Somebody was faster.
         Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => {
-            Err(not_ours(name).because(error))
+            Err(not_ours(&name).because(error))
         }
         other => other,
     }
@@ -103,11 +119,11 @@ async fn define(on: &NodeRun, journal: &Journal) -> Result<()> {
 
 /// The same claim, by UUID and instance, with the present spec's domain. It tells of volumes in another pool until these
 /// are gone.
-async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<()> {
+async fn define_anew(on: &mut NodeRun, before: &Mark, report: &Reporter) -> Result<()> {
     on.look().await?;
     let (claim, seen) = (on.claimed()?, on.mark()?);
     if on.is_sealed() || claim.running || seen.by != before.by {
-        return Err(Error::new(format!(
+        return Err(Error::failed(format!(
             "another run has gone on with {} just now",
             on.node.name
         ))
@@ -129,7 +145,7 @@ async fn define_anew(on: &NodeRun, before: &Mark, report: &Reporter) -> Result<(
         .filter(|volume| !mark.volumes.contains(volume))
     {
         on.host.delete_volume(&left.pool, &left.name).await?;
-        *locked(&on.disk) = None;
+        on.disk = None;
     }
     // libvirt finds it by its UUID and lets nobody rename it so.
     let node = Node {
@@ -147,7 +163,7 @@ fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
     let name = &on.node.name;
     if claim.running {
         return Some(
-            Error::new(format!(
+            Error::failed(format!(
                 "{name} runs, but its seed was never written: somebody else started it"
             ))
             .with_help(format!(
@@ -161,7 +177,7 @@ fn held(on: &NodeRun, claim: &Domain, mark: &Mark) -> Option<Error> {
         .as_ref()
         .filter(|by| **by != process::this() && process::is_here(by) && process::may_live(by))?;
     Some(
-        Error::new(format!(
+        Error::failed(format!(
             "another run is making {name} (host, process and start: {by})"
         ))
         .with_help("wait for it, or stop it"),
@@ -218,7 +234,7 @@ fn made_with(on: &NodeRun) -> BTreeMap<String, String> {
     settings.extend([
         ("cpus".to_owned(), on.node.cpus.to_string()),
         ("memory".to_owned(), Size(on.node.memory).to_string()),
-        ("virt_type".to_owned(), virt_type(on)),
+        ("virt_type".to_owned(), on.run.sight.virt_type.clone()),
         (
             "disk_cache".to_owned(),
             on.run.plan.host.disk_cache.clone().unwrap_or_default(),
@@ -227,22 +243,10 @@ fn made_with(on: &NodeRun) -> BTreeMap<String, String> {
     settings
 }
 
-fn virt_type(on: &NodeRun) -> String {
-    on.run
-        .virt_type
-        .get()
-        .cloned()
-        .unwrap_or_else(|| "qemu".into())
-}
-
 fn xml(on: &NodeRun, node: &Node, mark: &Mark) -> Result<String> {
-    let sight = on
-        .run
-        .sight
-        .get()
-        .ok_or_else(|| Error::new("the host was not looked at"))?;
+    let sight = &on.run.sight;
     let facts = HostFacts {
-        virt_type: virt_type(on),
+        virt_type: sight.virt_type.clone(),
         disk_path: sight.pool.path_of(&mark.owner.disk()),
         seed_path: sight.pool.path_of(&mark.owner.seed()),
     };

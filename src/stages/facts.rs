@@ -173,9 +173,9 @@ pub async fn facts<C: Candidate>(
 /// The error that tells it.
 pub fn error(what: String, facts: &Facts) -> Error {
     let Explanation { because, help, .. } = explain(facts);
-    let mut error = Error::new(what).with_help(help);
+    let mut error = Error::failed(what).with_help(help);
     if let Some(because) = because {
-        error = error.because(Error::new(because));
+        error = error.because(because);
     }
     if facts.guest.log.is_empty() {
         return error;

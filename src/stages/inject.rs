@@ -2,15 +2,17 @@
 //! stays as it is.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{NodeRun, locked};
+use super::NodeRun;
+use super::node_run::DiskState;
 use crate::core::error::{Error, Result};
 use crate::core::first_boot;
 use crate::core::journal::Journal;
+use crate::core::plan::Node;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::guestfs;
 
@@ -18,17 +20,25 @@ pub struct Inject;
 
 #[async_trait]
 impl Stage<NodeRun> for Inject {
-    fn name(&self) -> &'static str {
-        "Inject"
+    fn name(&self) -> StageName {
+        StageName::Inject
+    }
+
+    fn plan(&self, _: &Node) -> String {
+        "the first-boot unit, offline, by virt-customize".into()
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
         guestfs::LIMIT + Duration::from_secs(30)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         // A disk whose seed is not written is of this run; else an earlier one came past here.
-        let done = on.injected.load(Ordering::Relaxed) || on.is_sealed();
+        let injected = on
+            .disk
+            .as_ref()
+            .is_some_and(|disk| disk.state == DiskState::Injected);
+        let done = injected || on.is_sealed();
         Ok(if done {
             Check::Done("first-boot unit".into())
         } else {
@@ -36,16 +46,23 @@ impl Stage<NodeRun> for Inject {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
-        let path = locked(&on.disk).as_ref().map(|disk| disk.path.clone());
-        let path = path.ok_or_else(|| {
-            Error::new("there is no disk to put the first-boot unit into")
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
+        let disk = on.disk.as_mut().ok_or_else(|| {
+            Error::failed("there is no disk to put the first-boot unit into")
                 .with_help("run `nodegraft up` again")
         })?;
         let unit = first_boot::unit(&on.run.plan.templates)?;
-        let kvm = on.run.virt_type.get().is_some_and(|kind| kind == "kvm");
-        guestfs::add(Path::new(&path), &unit, kvm, |line| report.progress(line)).await?;
-        on.injected.store(true, Ordering::Relaxed);
+        guestfs::add(
+            Path::new(&disk.volume.path),
+            &unit,
+            on.run.sight.has_kvm(),
+            |line| report.progress(line),
+        )
+        .await?;
+        disk.state = DiskState::Injected;
         Ok(())
     }
+
+    /// virt-customize ends with its future; a disk it has half edited the next run makes anew.
+    async fn stopped(&self, _: &NodeRun) {}
 }

@@ -12,7 +12,7 @@ use crate::core::difference::Machine;
 use crate::core::error::{Error, Result};
 use crate::core::journal::Thing;
 use crate::core::mark::{Claimed, Mark};
-use crate::core::ownership::{Owner, SEED_SUFFIX, volume_prefix};
+use crate::core::ownership::{Owner, SEED_SUFFIX, unclaimed};
 use crate::rooms::cluster::token::OurToken;
 use crate::rooms::cluster::{Cluster, node::Node};
 use crate::rooms::libvirt::storage::Pool;
@@ -79,7 +79,7 @@ impl Inventory {
         let claims: Vec<(&Domain, &Owner, &Mark)> = domains
             .iter()
             .filter_map(|domain| Some((domain, domain.owner()?, domain.proven_mark()?)))
-            .filter(|(_, owner, _)| owner.cluster == name)
+            .filter(|(_, owner, _)| owner.is_of(name))
             .collect();
         let used: BTreeSet<String> = claims
             .iter()
@@ -124,7 +124,11 @@ impl Inventory {
         nodes.sort_by(|one: &Existing, other| one.owner.node.cmp(&other.owner.node));
         Ok(Self {
             nodes,
-            unclaimed: unclaimed(name, &domains, &pools),
+            unclaimed: unclaimed(
+                name,
+                pools.values().flat_map(present),
+                domains.iter().filter_map(Domain::proven_mark),
+            ),
             names: domains.iter().map(|domain| domain.name.clone()).collect(),
             members: members.nodes,
         })
@@ -141,7 +145,7 @@ impl Inventory {
         let here = |node: &&Node| {
             self.nodes
                 .iter()
-                .all(|existing| !node.is_of(&existing.owner.instance))
+                .all(|existing| !node.is_of(&existing.owner))
         };
         self.members.iter().filter(here).map(|node| &node.name)
     }
@@ -258,7 +262,7 @@ impl Existing {
     /// Why it may not be removed.
     pub fn refusal(&self) -> Option<Error> {
         let why = self.in_use.as_ref()?;
-        Some(Error::new(format!("{} stays as it is: {why}", self.owner.node)).with_help(format!(
+        Some(Error::leftover(format!("{} stays as it is: {why}", self.owner.node)).with_help(format!(
             "nodegraft did not make that: merge or delete the snapshot, or detach the file there, then run the same command again; see: virsh domblklist {}",
             self.domain.name
         )))
@@ -297,11 +301,7 @@ impl Members {
         let (Some(cluster), Some(ask)) = (cluster, self.ask) else {
             return Ok(None);
         };
-        let node = self
-            .nodes
-            .iter()
-            .find(|node| node.is_of(&owner.instance))
-            .cloned();
+        let node = self.nodes.iter().find(|node| node.is_of(owner)).cloned();
         let tokens = self
             .tokens
             .iter()
@@ -454,25 +454,10 @@ async fn links(
     }
 }
 
-/// Volumes with the cluster's prefix that no claim of the host lists.
-fn unclaimed(cluster: &str, domains: &[Domain], pools: &BTreeMap<String, Pool>) -> Vec<Claimed> {
-    let prefix = volume_prefix(cluster);
-    let listed: BTreeSet<&Claimed> = domains
-        .iter()
-        .filter_map(Domain::proven_mark)
-        .flat_map(|mark| &mark.volumes)
-        .collect();
-    pools
-        .values()
-        .flat_map(|pool| {
-            pool.names
-                .iter()
-                .filter(|name| name.starts_with(&prefix))
-                .map(|name| Claimed {
-                    pool: pool.name.clone(),
-                    name: name.clone(),
-                })
-        })
-        .filter(|volume| !listed.contains(volume))
-        .collect()
+/// Every volume of a pool.
+fn present(pool: &Pool) -> impl Iterator<Item = Claimed> {
+    pool.names.iter().map(|name| Claimed {
+        pool: pool.name.clone(),
+        name: name.clone(),
+    })
 }

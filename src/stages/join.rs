@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use super::candidate::{Candidate, Earlier};
 use super::facts::{self, Begun, Known, server};
 use super::{access, locked, serving};
+use crate::core::bootstrap::bootstrap_kubeconfig;
 use crate::core::diagnosis::{CRASH_LOOP, Facts, TokenState, Waited, explain, off_by};
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::ownership::Owner;
-use crate::core::plan::bootstrap_kubeconfig;
+use crate::core::plan;
 use crate::core::spec;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::{BOOTSTRAPPERS, Right};
 use crate::rooms::cluster::csr::{Request, State};
@@ -42,18 +44,25 @@ pub struct Join;
 
 #[async_trait]
 impl<C: Candidate> Stage<C> for Join {
-    fn name(&self) -> &'static str {
-        "Join"
+    fn name(&self) -> StageName {
+        StageName::Join
+    }
+
+    fn plan(&self, node: &plan::Node) -> String {
+        format!(
+            "a token of its own, the kubelet, approval of its one request, as Node {}",
+            node.name
+        )
     }
 
     fn deadline(&self, on: &C) -> Duration {
         on.member().deadlines.join * 2 + Duration::from_secs(180)
     }
 
-    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         let (member, owner) = (on.member(), on.membership()?);
         let node = on.cluster().node(&member.name).await?;
-        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner.instance)) {
+        if let Some(other) = node.as_ref().filter(|node| !node.is_of(&owner)) {
             return Ok(Check::Conflict(taken(
                 &member.name,
                 other.address.as_deref(),
@@ -104,9 +113,8 @@ impl<C: Candidate> Stage<C> for Join {
         Ok(Check::Done(format!("Node {}", node.name)))
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, journal: &Journal) -> Result<()> {
-        let (cluster, member, owner) = (on.cluster(), on.member(), on.membership()?);
-        let name = &member.name;
+    async fn apply(&self, on: &mut C, report: &Reporter, journal: &Journal) -> Result<()> {
+        let owner = on.membership()?;
         let session = on.session(SHORT).await.doing("logging in")?;
         let mut token = None;
         if on.earlier() == Earlier::Cleared || !Found::look(&session).await?.identity {
@@ -119,6 +127,7 @@ impl<C: Candidate> Stage<C> for Join {
                 .await
                 .doing("removing the bootstrap kubeconfig")?;
         }
+        let (cluster, member, name) = (on.cluster(), on.member(), &on.member().name);
         let node = match cluster.node(name).await? {
             Some(node) => node,
             None => {
@@ -132,7 +141,7 @@ impl<C: Candidate> Stage<C> for Join {
                 registered(on, &session, begun).await?
             }
         };
-        if !node.is_of(&owner.instance) {
+        if !node.is_of(&owner) {
             return Err(taken(name, node.address.as_deref()));
         }
         let (labels, taints) = on.wanted(&node);
@@ -159,7 +168,7 @@ impl<C: Candidate> Stage<C> for Join {
 }
 
 pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
-    Error::new(format!(
+    Error::failed(format!(
         "the cluster already has a Node {name}, of another machine{}",
         address.map(|a| format!(" at {a}")).unwrap_or_default()
     ))
@@ -169,18 +178,18 @@ pub(super) fn taken(name: &str, address: Option<&str>) -> Error {
 }
 
 fn was_a_node(name: &str) -> Error {
-    Error::new(format!("the machine of {name} was a node before: it has {IDENTITY} and a certificate")).with_help(
+    Error::failed(format!("the machine of {name} was a node before: it has {IDENTITY} and a certificate")).with_help(
         "if that membership is over, add --reset: it removes kubelet.conf and /var/lib/kubelet/pki, then joins anew; nothing was changed",
     )
 }
 
 fn shared_machine_id(node: &Node, owner: &Owner) -> Error {
-    Error::new(format!(
+    Error::failed(format!(
         "the Node {} is of another machine that lives{}, with the same machine-id",
         node.name,
         node.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default()
     ))
-    .because(Error::new(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.instance)))
+    .because(format!("one is a copy of the other: both have the machine-id {}, but the Node's kubelet runs elsewhere", owner.machine_id()))
     .with_help("give this machine an id of its own: rm /etc/machine-id && systemd-machine-id-setup, reboot it, and give it another name; the Node was not touched")
 }
 
@@ -308,14 +317,11 @@ async fn goes_first<C: Candidate>(on: &C, token: &Token, owner: &Owner) -> Resul
     };
     let is_rival = |other: &&OurToken| {
         let alive = other.expires.is_none_or(|expires| expires > mine.created);
-        alive
-            && other.owner.node == owner.node
-            && other.owner.instance != owner.instance
-            && age(other) < age(mine)
+        alive && other.owner.is_rival_of(owner) && age(other) < age(mine)
     };
     match tokens.iter().find(is_rival) {
         None => Ok(()),
-        Some(rival) => Err(Error::new(format!(
+        Some(rival) => Err(Error::failed(format!(
             "another machine is joining as {} at this moment, with the token {}",
             owner.node, rival.id
         ))
@@ -359,7 +365,7 @@ async fn reachable<C: Candidate>(on: &C, session: &Session) -> Result<()> {
         "timeout 10 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>&1 || {{ echo unreachable; false; }}"
     );
     session.output(&probe, SHORT).await.map(drop).map_err(|error| {
-        Error::new(format!("the guest cannot reach the API server {server}")).because(error).with_help(
+        Error::failed(format!("the guest cannot reach the API server {server}")).because(error).with_help(
             "is that address right as seen from the guest? set `cluster.server` in the spec, or --server, to the one that is; check gateway and firewall",
         )
     })
@@ -399,7 +405,7 @@ async fn with_token<C: Candidate>(
     if let Some(node) = cluster
         .node(&member.name)
         .await?
-        .filter(|node| node.is_of(&owner.instance))
+        .filter(|node| node.is_of(&owner))
     {
         // Of this machine nothing renews its lease any more.
         if lives_elsewhere(on, &Found::look(session).await?, &node).await? {
@@ -534,7 +540,7 @@ async fn approve<C: Candidate>(
     let (cluster, name, user) = (on.cluster(), &on.member().name, token.user());
     let csr = cluster.watch_csr(&user, |_| true).await?;
     if let Some(objection) = csr.objection(&user, name) {
-        return Err(Error::new(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
+        return Err(Error::failed(format!("the certificate request {} is not the one this node should make: {objection}", csr.name))
             .with_help("nothing was approved; is `--hostname-override` in the kubelet template the node's name?"));
     }
     let decided = |seen: &Request| seen.name == csr.name && seen.state != State::Pending;
@@ -566,8 +572,8 @@ async fn approve<C: Candidate>(
 
 fn refuse_denied(csr: Request) -> Result<()> {
     match csr.state {
-        State::Denied(reason) => Err(Error::new(format!("the certificate request {} was denied", csr.name))
-            .because(Error::new(if reason.is_empty() { "who denied it gave no reason".to_owned() } else { reason }))
+        State::Denied(reason) => Err(Error::failed(format!("the certificate request {} was denied", csr.name))
+            .because(if reason.is_empty() { "who denied it gave no reason".to_owned() } else { reason })
             .with_help("somebody, or a policy, denies kubelet requests in this cluster; ask them, then run the same command again")),
         _ => Ok(()),
     }

@@ -8,10 +8,12 @@ use tokio::time::Instant;
 
 use super::NodeRun;
 use crate::core::error::{Context, Error, Result, one_line};
+use crate::core::host_key::HostKey;
 use crate::core::journal::Journal;
 use crate::core::mark::{Claimed, SeedState};
-use crate::core::plan::HostKey;
+use crate::core::plan::Node;
 use crate::core::spec::Size;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::seed;
 use crate::rooms::ssh::{OpenError, Session};
@@ -25,15 +27,22 @@ pub struct Login;
 
 #[async_trait]
 impl Stage<NodeRun> for Login {
-    fn name(&self) -> &'static str {
-        "Login"
+    fn name(&self) -> StageName {
+        StageName::Login
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        format!(
+            "as {}, host key pinned, first boot over; then the key is blanked in the seed",
+            node.user
+        )
     }
 
     fn deadline(&self, on: &NodeRun) -> Duration {
         on.node.deadlines.login + Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         let session = match on.open_session(ATTEMPT).await {
             Ok(session) => session,
             Err(error @ OpenError::WrongHostKey { .. }) => {
@@ -52,7 +61,7 @@ impl Stage<NodeRun> for Login {
         Ok(Check::Done(format!("{}@{}", on.node.user, on.node.ip)))
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let until = Instant::now() + on.node.deadlines.login;
         let mut session = log_in(on, report, until).await?;
         loop {
@@ -66,7 +75,7 @@ impl Stage<NodeRun> for Login {
                 }
             };
             if Instant::now() > until {
-                return Err(Error::new(format!(
+                return Err(Error::failed(format!(
                     "the first boot did not finish within {} s: {unfinished}",
                     on.node.deadlines.login.as_secs()
                 ))
@@ -88,6 +97,9 @@ impl Stage<NodeRun> for Login {
             .doing("writing the guest's files to its disk")?;
         blank_seed(on).await
     }
+
+    /// It only waits, until it blanks the seed in one write.
+    async fn stopped(&self, _: &NodeRun) {}
 }
 
 async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Session> {
@@ -96,7 +108,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
             Ok(session) => return Ok(session),
             Err(error @ OpenError::WrongHostKey { .. }) => return Err(wrong_key(on, error)),
             Err(error @ OpenError::UnusableKey { .. }) => {
-                return Err(Error::new("the login key cannot be used")
+                return Err(Error::failed("the login key cannot be used")
                     .because(error)
                     .with_help("correct `ssh.key` in the spec, or leave it out"));
             }
@@ -109,7 +121,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
                 }
                 _ => "the guest's sshd does not stay up: look at its console",
             };
-            return Err(Error::new(format!(
+            return Err(Error::failed(format!(
                 "no login as {} at {} within {} s",
                 on.node.user,
                 on.node.ip,
@@ -124,7 +136,7 @@ async fn log_in(on: &NodeRun, report: &Reporter, until: Instant) -> Result<Sessi
 }
 
 fn wrong_key(on: &NodeRun, error: OpenError) -> Error {
-    Error::new(error.to_string()).with_help(format!(
+    Error::failed(error.to_string()).with_help(format!(
         "another machine may answer at {}, or the guest made new host keys; if the guest is no longer yours: nodegraft down {}",
         on.node.ip, on.node.name
     ))
@@ -177,7 +189,7 @@ async fn warn_of_first_boot(on: &NodeRun, session: &Session, report: &Reporter) 
 }
 
 /// The same seed without the private key. The instance id stays, or cloud-init would take it for a new machine.
-async fn blank_seed(on: &NodeRun) -> Result<()> {
+async fn blank_seed(on: &mut NodeRun) -> Result<()> {
     let mut mark = on.mark()?;
     let key = HostKey {
         public: mark.host_key.clone(),
@@ -185,7 +197,7 @@ async fn blank_seed(on: &NodeRun) -> Result<()> {
     };
     let files = on.run.plan.seed_files(
         &on.node,
-        &mark.owner.instance,
+        mark.owner.machine_id(),
         &key,
         &on.run.authorized_keys,
     )?;

@@ -8,15 +8,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::join::taken;
-use super::{Run, Sight, is_claim};
-use crate::core::error::{Error, Exit, Result, one_line};
+use super::{Opened, Sight};
+use crate::core::error::{Error, Result, one_line, system_words};
 use crate::core::finding::{Finding, State};
 use crate::core::journal::Journal;
 use crate::core::mark::SeedState;
-use crate::core::ownership::Owner;
+use crate::core::ownership::{Owner, may_be_template, whose};
 use crate::core::plan::{Node, Plan};
 use crate::core::server;
-use crate::core::spec::{self, Clone as CloneMode, FirstBoot, Network, Size, VirtType};
+use crate::core::spec::{self, CloneMode, FirstBoot, Network, Size, VirtType};
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::access::Right;
 use crate::rooms::cluster::{Cluster, is_forbidden};
@@ -31,20 +32,23 @@ const PROBE: Duration = Duration::from_millis(800);
 pub struct Preflight;
 
 #[async_trait]
-impl Stage<Run> for Preflight {
-    fn name(&self) -> &'static str {
-        "Preflight"
+impl Stage<Opened> for Preflight {
+    fn name(&self) -> StageName {
+        StageName::Preflight
     }
 
-    fn deadline(&self, _: &Run) -> Duration {
+    fn plan(&self, _: &Plan) -> String {
+        "pool, network, templates, space, names and addresses are as they must be".into()
+    }
+
+    fn deadline(&self, _: &Opened) -> Duration {
         Duration::from_secs(60)
     }
 
-    async fn check(&self, on: &Run, report: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut Opened, report: &Reporter) -> Result<Check> {
         let domains = on.host.domains().await?;
         let pool = wanted_volumes(&on.host, &on.plan, &domains).await?;
-        let (mut findings, kind) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
-        let _ = on.virt_type.set(kind);
+        let (mut findings, virt_type) = host(&on.host, &on.plan.host, pool.as_ref()).await?;
         if let Some(found) = &on.cluster {
             findings.extend(cluster(found).await?);
             findings.extend(way(on
@@ -57,9 +61,13 @@ impl Stage<Run> for Preflight {
         if findings.iter().all(|finding| finding.state != State::Bad)
             && let Some(pool) = pool
         {
-            let sight = Sight { domains, pool };
+            let sight = Sight {
+                domains,
+                pool,
+                virt_type,
+            };
             findings.extend(nodes(on, &sight).await?);
-            let _ = on.sight.set(sight);
+            on.sight = Some(sight);
         }
         for finding in findings
             .iter()
@@ -97,13 +105,16 @@ impl Stage<Run> for Preflight {
         })
     }
 
-    async fn apply(&self, _: &Run, _: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, _: &mut Opened, _: &Reporter, _: &Journal) -> Result<()> {
         Ok(())
     }
+
+    /// It changes nothing.
+    async fn stopped(&self, _: &Opened) {}
 }
 
 fn unfit(what: String) -> Error {
-    Error::new(what).with_exit(Exit::Unfit)
+    Error::unfit(what)
 }
 
 /// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.
@@ -117,7 +128,7 @@ async fn wanted_volumes(host: &Host, plan: &Plan, domains: &[Domain]) -> Result<
         domains
             .iter()
             .filter_map(Domain::owner)
-            .filter(|owner| owner.cluster == plan.cluster.name)
+            .filter(|owner| owner.is_of(&plan.cluster.name))
             .map(Owner::disk),
     );
     host.pool(&plan.host.pool, move |name| wanted.contains(name))
@@ -236,7 +247,7 @@ pub async fn virt_type(host: &Host, wanted: VirtType) -> Result<(String, Option<
 }
 
 /// The nodes of a plan: templates, space, names, addresses.
-async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
+async fn nodes(on: &Opened, sight: &Sight) -> Result<Vec<Finding>> {
     let (host, plan) = (&on.host, &on.plan);
     let mut findings = templates(plan, sight);
     for path in plan
@@ -253,7 +264,7 @@ async fn nodes(on: &Run, sight: &Sight) -> Result<Vec<Finding>> {
                 "correct `kubelet.file` in the spec",
             ),
             Err(error) => Finding::bad(
-                format!("{path} cannot be read: {error}"),
+                format!("{path} cannot be read: {}", system_words(&error)),
                 "correct `kubelet.file` in the spec",
             ),
         });
@@ -326,14 +337,11 @@ fn name_taken(host: &Host, node: &Node, sight: &Sight) -> Option<Finding> {
         .domains
         .iter()
         .find(|domain| domain.name == node.name)?;
-    let whose = domain.owner().map_or_else(
-        || "not ours".to_owned(),
-        |owner| format!("of the cluster {}", owner.cluster),
-    );
     Some(Finding::bad(
         format!(
-            "the name {} is taken by a domain that is {whose}",
-            node.name
+            "the name {} is taken by a domain that is {}",
+            node.name,
+            whose(domain.owner())
         ),
         format!(
             "give the node another name, or look at that domain first: virsh -c '{}' dumpxml {}",
@@ -366,7 +374,7 @@ fn address_taken(node: &Node, cluster: &str, sight: &Sight) -> Option<Finding> {
     let other = sight
         .domains
         .iter()
-        .find(|domain| is_at(domain, node.ip) && !is_claim(domain, cluster, &node.name))?;
+        .find(|domain| is_at(domain, node.ip) && !domain.is_claim(cluster, &node.name))?;
     Some(Finding::bad(
         format!(
             "the address {} of {} is that of the domain {}",
@@ -407,7 +415,7 @@ fn templates(plan: &Plan, sight: &Sight) -> Vec<Finding> {
                 .names
                 .iter()
                 .map(String::as_str)
-                .filter(|name| !name.starts_with("nodegraft."))
+                .filter(|name| may_be_template(name))
                 .collect();
             findings.push(Finding::bad(
                 format!("the pool {} has no template volume {template}", pool.name),

@@ -12,6 +12,8 @@ use crate::core::diagnosis::Waited;
 use crate::core::error::{Error, Result};
 use crate::core::journal::Journal;
 use crate::core::kubelet::is_release;
+use crate::core::plan;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::cluster::node::Node;
 
@@ -21,15 +23,22 @@ pub struct Ready;
 
 #[async_trait]
 impl<C: Candidate> Stage<C> for Ready {
-    fn name(&self) -> &'static str {
-        "Ready"
+    fn name(&self) -> StageName {
+        StageName::Ready
+    }
+
+    fn plan(&self, node: &plan::Node) -> String {
+        format!(
+            "the Node is Ready within {} s",
+            node.deadlines.ready.as_secs()
+        )
     }
 
     fn deadline(&self, on: &C) -> Duration {
         on.member().deadlines.ready + Duration::from_secs(30)
     }
 
-    async fn check(&self, on: &C, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut C, _: &Reporter) -> Result<Check> {
         Ok(match on.cluster().node(&on.member().name).await? {
             Some(node) if node.ready && !runs(on, &node) => {
                 Check::Needed(format!("the kubelet still reports {}", node.kubelet))
@@ -40,7 +49,8 @@ impl<C: Candidate> Stage<C> for Ready {
         })
     }
 
-    async fn apply(&self, on: &C, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut C, report: &Reporter, _: &Journal) -> Result<()> {
+        let on: &C = on;
         let last = Mutex::new(None);
         let watch = on.cluster().watch_node(
             &on.member().name,
@@ -64,7 +74,7 @@ impl<C: Candidate> Stage<C> for Ready {
         let last = locked(&last).clone();
         let seconds = limit.as_secs();
         Err(match last {
-            Some(node) if node.ready => Error::new(format!(
+            Some(node) if node.ready => Error::failed(format!(
                 "{} reports kubelet {} after {seconds} s, the spec says {}",
                 on.member().name,
                 node.kubelet,
@@ -72,15 +82,18 @@ impl<C: Candidate> Stage<C> for Ready {
             ))
             .with_help("was the kubelet restarted? in the guest: kubelet --version; systemctl status kubelet"),
             Some(node) if node.lacks_network() => {
-                Error::new(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
-                    .because(Error::new(node.message))
+                Error::failed(format!("{} lacks only its network plugin after {seconds} s", on.member().name))
+                    .because(node.message)
                     .with_help("install the cluster's network plugin, or set the profile's `cni_subnet` for a plain bridge")
             }
             Some(node) => not_ready(on, node.message, limit).await,
-            None => Error::new(format!("the Node {} did not appear within {seconds} s", on.member().name))
+            None => Error::failed(format!("the Node {} did not appear within {seconds} s", on.member().name))
                 .with_help("was it deleted meanwhile?"),
         })
     }
+
+    /// It only waits.
+    async fn stopped(&self, _: &C) {}
 }
 
 /// Whether the kubelet that runs is the one that the spec asks for.
@@ -105,7 +118,7 @@ async fn not_ready<C: Candidate>(on: &C, message: String, limit: Duration) -> Er
     };
     match look.await {
         Some(facts) => facts::error(what, &facts),
-        None => Error::new(what)
+        None => Error::failed(what)
             .with_help("the machine does not let us in any more: look at its console"),
     }
 }

@@ -1,5 +1,9 @@
 //! Removing what is ours, thing by thing: what `down` found in the inventory, or what the journal says a failed run made.
 //! Every thing is proven anew before it goes. A stop is honoured between things, never while a VM is frozen.
+#![deny(
+    clippy::wildcard_enum_match_arm,
+    reason = "a new thing does not compile until it is said here how it goes"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +15,10 @@ use super::candidate::Candidate;
 use super::inventory::{Ask, Existing, Inventory};
 use crate::core::error::{Context, Error, Result};
 use crate::core::event::{Event, Failure, Outcome};
-use crate::core::journal::Thing;
+use crate::core::journal::{Place, Thing};
 use crate::core::mark::{Mark, SeedState};
 use crate::core::ownership::Owner;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Events, Reporter};
 use crate::rooms::cluster::{Cluster, node::Node};
 use crate::rooms::libvirt::Host;
@@ -62,8 +67,10 @@ pub struct Removed {
     pub stopped: bool,
 }
 
-/// With what things are removed.
+/// With what things of a cluster are removed.
 pub struct Remover<'a> {
+    /// The cluster's name.
+    of: &'a str,
     host: Option<&'a Host>,
     cluster: Option<&'a Cluster>,
     events: Events,
@@ -73,26 +80,25 @@ pub struct Remover<'a> {
 }
 
 impl Thing {
-    /// What people read.
-    pub fn word(&self) -> &'static str {
+    /// Its row in a display.
+    pub fn stage(&self) -> StageName {
         match self {
-            Self::Domain { .. } => "Domain",
-            Self::Volume { .. } => "Volume",
-            Self::Running => "Power",
-            Self::Token { .. } => "Token",
-            Self::Membership => "Kubelet",
-            Self::Node { .. } => "Node",
-            Self::Binding { .. } => "Binding",
+            Self::Domain { .. } => StageName::Domain,
+            Self::Volume { .. } => StageName::Volume,
+            Self::Running => StageName::Power,
+            Self::Token { .. } => StageName::Token,
+            Self::Membership => StageName::Kubelet,
+            Self::Node { .. } => StageName::Node,
+            Self::Binding { .. } => StageName::Binding,
         }
     }
 }
 
 impl Removal {
     /// The rows of a display.
-    pub fn words(&self) -> Vec<String> {
-        let mut words: Vec<String> = self.drain.iter().map(|_| "Drain".to_owned()).collect();
-        words.extend(self.things.iter().map(|thing| thing.word().to_owned()));
-        words
+    pub fn rows(&self) -> Vec<StageName> {
+        let drain = self.drain.iter().map(|_| StageName::Drain);
+        drain.chain(self.things.iter().map(Thing::stage)).collect()
     }
 
     fn powers_off(&self) -> bool {
@@ -102,12 +108,14 @@ impl Removal {
 
 impl<'a> Remover<'a> {
     pub fn new(
+        of: &'a str,
         host: Option<&'a Host>,
         cluster: Option<&'a Cluster>,
         events: Events,
         stop: CancellationToken,
     ) -> Self {
         Self {
+            of,
             host,
             cluster,
             events,
@@ -169,7 +177,7 @@ impl<'a> Remover<'a> {
                     Err(_) => match self
                         .tell(
                             removal,
-                            Thing::Running.word(),
+                            Thing::Running.stage(),
                             self.undo(removal, &Thing::Running, None),
                         )
                         .await
@@ -183,7 +191,7 @@ impl<'a> Remover<'a> {
                 };
             }
             match self
-                .tell(removal, thing.word(), self.undo(removal, thing, None))
+                .tell(removal, thing.stage(), self.undo(removal, thing, None))
                 .await
             {
                 Ok(undone) => ended.any |= matches!(undone, Undone::Removed(_)),
@@ -212,15 +220,10 @@ impl<'a> Remover<'a> {
             .things
             .iter()
             .any(|thing| matches!(thing, Thing::Domain { .. }));
-        let inside = |thing: &&Thing| !(vm_goes && **thing == Thing::Membership);
+        let inside = |thing: &&Thing| !(vm_goes && thing.place() == Place::Guest);
         let frozen = vm_goes && self.freeze(removal).await.unwrap_or(false);
         for thing in removal.things.iter().filter(inside) {
-            if !ended.left.is_empty()
-                && matches!(
-                    thing,
-                    Thing::Running | Thing::Volume { .. } | Thing::Domain { .. }
-                )
-            {
+            if !ended.left.is_empty() && thing.place() == Place::Host {
                 break;
             }
             // The claim stays, and must not say that its disk and its seed are whole.
@@ -231,7 +234,7 @@ impl<'a> Remover<'a> {
             };
             let undone = match unsealed {
                 Ok(()) => {
-                    self.tell(removal, thing.word(), self.undo(removal, thing, Some(on)))
+                    self.tell(removal, thing.stage(), self.undo(removal, thing, Some(on)))
                         .await
                 }
                 Err(error) => Err(error),
@@ -283,9 +286,9 @@ impl<'a> Remover<'a> {
         let report = Reporter::new(
             self.events.clone(),
             Some(removal.owner.node.clone()),
-            "Drain",
+            StageName::Drain,
         );
-        let evicted = self.tell(removal, "Drain", async {
+        let evicted = self.tell(removal, StageName::Drain, async {
             let evicted = cluster
                 .drain(node, limit, &self.stop, |what| report.progress(what))
                 .await?;
@@ -321,9 +324,7 @@ impl<'a> Remover<'a> {
         {
             Some((_, inventory)) => Arc::clone(inventory),
             None => {
-                let inventory = Arc::new(
-                    Inventory::take(host, None, &removal.owner.cluster, Ask::Nodes).await?,
-                );
+                let inventory = Arc::new(Inventory::take(host, None, self.of, Ask::Nodes).await?);
                 *again = Some((Instant::now(), Arc::clone(&inventory)));
                 inventory
             }
@@ -365,17 +366,13 @@ impl<'a> Remover<'a> {
     async fn tell(
         &self,
         removal: &Removal,
-        word: &str,
+        stage: StageName,
         work: impl Future<Output = Result<Undone>>,
     ) -> Result<Undone> {
-        let (begun, node, stage) = (
-            Instant::now(),
-            Some(removal.owner.node.clone()),
-            word.to_owned(),
-        );
+        let (begun, node) = (Instant::now(), Some(removal.owner.node.clone()));
         self.events.send(Event::StageStarted {
             node: node.clone(),
-            stage: stage.clone(),
+            stage,
         });
         let done = work.await;
         let seconds = begun.elapsed().as_secs_f64();
@@ -447,13 +444,13 @@ impl<'a> Remover<'a> {
     fn machine<'r>(&self, removal: &'r Removal) -> Result<(&Host, &'r str)> {
         self.host
             .zip(removal.uuid.as_deref())
-            .ok_or_else(|| Error::new("there is no VM of ours to remove"))
+            .ok_or_else(|| Error::bug("there is no VM of ours to remove"))
     }
 
     async fn volume(&self, pool: &str, name: &str) -> Result<Undone> {
         let host = self
             .host
-            .ok_or_else(|| Error::new("there is no host to remove it from"))?;
+            .ok_or_else(|| Error::bug("there is no host to remove it from"))?;
         match host.delete_volume(pool, name).await {
             Ok(true) => Ok(Undone::Removed(name.to_owned())),
             Ok(false) => Ok(Undone::Absent),
@@ -489,17 +486,16 @@ impl<'a> Remover<'a> {
             return Ok(Undone::Absent);
         };
         let node = cluster.node(name).await?;
-        let ours = node
-            .as_ref()
-            .filter(|node| node.is_of(&removal.owner.instance));
+        let ours = node.as_ref().filter(|node| node.is_of(&removal.owner));
         let mut tokens: Vec<String> = ours
             .and_then(|node| node.token.clone())
             .into_iter()
             .collect();
-        tokens.extend(removal.things.iter().filter_map(|thing| match thing {
-            Thing::Token { id } => Some(id.clone()),
-            _ => None,
-        }));
+        for thing in &removal.things {
+            if let Thing::Token { id } = thing {
+                tokens.push(id.clone());
+            }
+        }
         // The requests first: once the Node is gone nobody can prove that those in its name were ours.
         let requests = cluster
             .delete_requests_of(name, &tokens, ours.is_some())

@@ -6,9 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::NodeRun;
-use crate::core::error::Result;
+use crate::core::error::{Context, Result};
 use crate::core::journal::{Journal, Thing};
 use crate::core::mark::{Claimed, SeedState};
+use crate::core::plan::Node;
+use crate::core::stage_name::StageName;
 use crate::pipeline::stage::{Check, Reporter, Stage};
 use crate::rooms::keys;
 use crate::rooms::seed;
@@ -17,15 +19,31 @@ pub struct Seed;
 
 #[async_trait]
 impl Stage<NodeRun> for Seed {
-    fn name(&self) -> &'static str {
-        "Seed"
+    fn name(&self) -> StageName {
+        StageName::Seed
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        let dns: Vec<String> = node.dns.iter().map(ToString::to_string).collect();
+        format!(
+            "{} via {}, DNS {}, MAC {}, host name {}",
+            node.address,
+            node.gateway,
+            if dns.is_empty() {
+                "none".into()
+            } else {
+                dns.join(" ")
+            },
+            node.mac,
+            node.hostname
+        )
     }
 
     fn deadline(&self, _: &NodeRun) -> Duration {
         Duration::from_secs(180)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         Ok(if on.is_sealed() {
             Check::Done(format!(
                 "host key {}",
@@ -37,14 +55,14 @@ impl Stage<NodeRun> for Seed {
     }
 
     /// The mark comes last: until it says so, nothing that was made counts.
-    async fn apply(&self, on: &NodeRun, _: &Reporter, journal: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, _: &Reporter, journal: &Journal) -> Result<()> {
         on.demand_untouched().await?;
         let mut mark = on.mark()?;
         let Claimed { pool, name } = on.claimed_seed()?;
-        let key = keys::generate(&on.node.hostname)?;
+        let key = keys::generate(&on.node.hostname).doing("making the host key")?;
         let files = on.run.plan.seed_files(
             &on.node,
-            &mark.owner.instance,
+            mark.owner.machine_id(),
             &key,
             &on.run.authorized_keys,
         )?;
@@ -60,4 +78,7 @@ impl Stage<NodeRun> for Seed {
         mark.by = None;
         on.set_mark(&mark).await
     }
+
+    /// Until the mark says so, what was written does not count.
+    async fn stopped(&self, _: &NodeRun) {}
 }

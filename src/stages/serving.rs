@@ -52,7 +52,7 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
     };
     let limit = member.deadlines.join;
     let pending = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
-        Err(Error::new(format!("the kubelet did not ask for a serving certificate within {} s", limit.as_secs())).with_help(
+        Err(Error::failed(format!("the kubelet did not ask for a serving certificate within {} s", limit.as_secs())).with_help(
             "does its config.yaml say `serverTLSBootstrap: true`? the profiles write it when the spec says `approve_serving: true`",
         ))
     })?;
@@ -61,13 +61,13 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
         let objection =
             |seen: &Request| seen.serving_objection(&member.name, &member.hostname, member.ip);
         if let Some(objection) = objection(&csr) {
-            return Err(Error::new(format!("the serving certificate request {} was not approved: {objection}", csr.name))
+            return Err(Error::failed(format!("the serving certificate request {} was not approved: {objection}", csr.name))
                 .with_help("only the node's own name and address are approved; if that is right as it is: kubectl certificate approve"));
         }
         report.progress(format!("approving {}", csr.name));
         let message = format!("node {} of cluster {} serves", member.name, on.terms().name);
         if !cluster.approve_csr(&csr, &message, objection).await? {
-            return Err(Error::new(format!(
+            return Err(Error::failed(format!(
                 "this kubeconfig may not approve the serving certificate request {}",
                 csr.name
             ))
@@ -80,7 +80,7 @@ pub async fn serve<C: Candidate>(on: &C, session: &Session, report: &Reporter) -
     let until = Instant::now() + SHORT;
     while !has_certificate(session).await? {
         if Instant::now() > until {
-            return Err(Error::new(format!("the kubelet has no serving certificate {} s after the approval", SHORT.as_secs()))
+            return Err(Error::failed(format!("the kubelet has no serving certificate {} s after the approval", SHORT.as_secs()))
                 .with_help("is kube-controller-manager up, and does it sign for kubernetes.io/kubelet-serving?"));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -9,15 +9,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 
 use super::{NodeRun, locked};
+use crate::core::digest::{hex, sha256};
 use crate::core::error::{Context, Error, Result};
 use crate::core::journal::Journal;
 use crate::core::plain;
-use crate::core::plan::{Step, Upload, hex};
+use crate::core::plan::{Node, Step, Upload};
+use crate::core::stage_name::StageName;
 use crate::core::template::{Templates, shell_quote};
 use crate::pipeline::stage::{Check, Reporter, Stage};
+use crate::rooms::files;
 use crate::rooms::ssh::{self, Ended, Session};
 use crate::rooms::state;
 
@@ -53,7 +55,7 @@ struct Content {
 impl Shared {
     pub fn new() -> Result<Self> {
         Ok(Self {
-            run: ssh::random()?,
+            run: ssh::random_word()?,
             files: tokio::sync::Mutex::default(),
         })
     }
@@ -65,14 +67,14 @@ impl Shared {
         }
         let path = file.to_owned();
         let read = tokio::task::spawn_blocking(move || {
-            std::fs::read(path).map(|bytes| Content {
-                digest: hex(&Sha256::digest(&bytes)),
+            files::read_bytes(Path::new(&path)).map(|bytes| Content {
+                digest: hex(&sha256(&bytes)),
                 bytes: bytes.into(),
             })
         });
         let content = read
             .await
-            .doing("reading a file")?
+            .map_err(|_| Error::bug(format!("the thread that reads {file} panicked")))?
             .doing(format!("reading {file}"))?;
         files.insert(file.to_owned(), content.clone());
         Ok(content)
@@ -81,15 +83,20 @@ impl Shared {
 
 #[async_trait]
 impl Stage<NodeRun> for Steps {
-    fn name(&self) -> &'static str {
-        "Steps"
+    fn name(&self) -> StageName {
+        StageName::Steps
+    }
+
+    fn plan(&self, node: &Node) -> String {
+        let steps: Vec<&str> = node.steps.iter().map(|step| step.name.as_str()).collect();
+        format!("{} of the profile {}", steps.join(", "), node.profile)
     }
 
     fn deadline(&self, on: &NodeRun) -> Duration {
         UPLOAD + whole(on) * u32::try_from(on.node.steps.len().max(1)).unwrap_or(u32::MAX)
     }
 
-    async fn check(&self, on: &NodeRun, _: &Reporter) -> Result<Check> {
+    async fn check(&self, on: &mut NodeRun, _: &Reporter) -> Result<Check> {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         let pending = pending(on, &session).await?;
         Ok(match pending.first() {
@@ -105,7 +112,7 @@ impl Stage<NodeRun> for Steps {
         })
     }
 
-    async fn apply(&self, on: &NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
+    async fn apply(&self, on: &mut NodeRun, report: &Reporter, _: &Journal) -> Result<()> {
         let session = on.open_session(SHORT).await.doing("logging in")?;
         let cut = Cut(Some(session.clone()));
         let done = run_pending(on, &session, report).await;
@@ -154,10 +161,10 @@ struct Runner {
 fn runner(templates: &Templates) -> Result<Runner> {
     let text = templates
         .text(RUNNER)
-        .ok_or_else(|| Error::new(format!("the template {RUNNER} is missing")))?
+        .ok_or_else(|| Error::bug(format!("the template {RUNNER} is missing")))?
         .to_owned();
     Ok(Runner {
-        path: format!("{DIR}/run-step.{}.sh", hex(&Sha256::digest(&text)[..4])),
+        path: format!("{DIR}/run-step.{}.sh", hex(&sha256(&text)[..4])),
         text,
     })
 }
@@ -211,7 +218,7 @@ async fn pending<'a>(on: &'a NodeRun, session: &Session) -> Result<Vec<Pending<'
 fn marker(script: &str, file: Option<&str>) -> String {
     file.map_or_else(
         || script.to_owned(),
-        |file| hex(&Sha256::digest(format!("{script}\n{file}"))[..16]),
+        |file| hex(&sha256(format!("{script}\n{file}"))[..16]),
     )
 }
 
@@ -253,13 +260,13 @@ async fn run(
         .run
         .state
         .new_log(&on.node.name, &format!("steps/{}.log", file_name(step)))?;
-    let file = File::create(&log).doing(format!("making {}", log.display()))?;
+    let file = files::create(&log).doing(format!("making {}", log.display()))?;
     // A new file each time: a shell that still reads an earlier one goes on with what it began.
     let script = format!(
         "{DIR}/{}.{}.{}.sh",
         file_name(step),
         &pending.digest[..8],
-        ssh::random()?
+        ssh::random_word()?
     );
     session
         .write(&script, step.script.clone().into_bytes(), "0644", SHORT)
@@ -286,7 +293,7 @@ async fn run(
         .iter()
         .filter(|_| heard.late)
         .map(|line| format!("the guest's kernel: {line}"));
-    Err(Error::new(failure.what)
+    Err(Error::failed(failure.what)
         .with_detail(detail)
         .with_detail([format!("its last lines, of {}:", log.display())])
         .with_detail(heard.tail.into_iter().map(|line| format!("  {line}")))

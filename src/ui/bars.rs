@@ -2,6 +2,7 @@
 //! is printed above them.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use console::style;
@@ -46,7 +47,7 @@ impl Bars {
         self.bars.insert(subject, bar);
     }
 
-    fn show(&self, subject: &Subject, stage: &str, detail: &str) {
+    fn show(&self, subject: &Subject, stage: impl Display, detail: &str) {
         if let Some(bar) = self.bars.get(subject) {
             bar.set_message(format!("{}  {}", style(stage).cyan(), detail));
         }

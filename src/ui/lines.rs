@@ -157,7 +157,7 @@ pub fn text(event: &Event, width: usize) -> Option<String> {
         } => {
             let head = node
                 .as_ref()
-                .map_or_else(|| stage.clone(), |node| format!("{node} {stage}"));
+                .map_or_else(|| stage.to_string(), |node| format!("{node} {stage}"));
             failure_text(&head, failure)
         }
         Event::NodeFinished { .. } => return None,
@@ -248,6 +248,7 @@ fn are(number: usize) -> String {
 mod tests {
     use super::*;
     use crate::core::event::{Failure, NodeResult, NodeRow};
+    use crate::core::stage_name::StageName;
 
     /// A run as it was recorded: every kind of event.
     fn recorded() -> Vec<Event> {
@@ -256,21 +257,21 @@ mod tests {
             Event::RunStarted {
                 command: "up".into(),
                 cluster: "lab".into(),
-                run_stages: vec!["Preflight".into()],
+                run_stages: vec![StageName::Preflight],
                 nodes: vec![
                     NodeRow {
                         name: "n1".into(),
-                        stages: vec!["Volume".into(), "Steps".into()],
+                        stages: vec![StageName::Volume, StageName::Steps],
                     },
                     NodeRow {
                         name: "node-2".into(),
-                        stages: vec!["Volume".into()],
+                        stages: vec![StageName::Volume],
                     },
                 ],
             },
             Event::StageFinished {
                 node: None,
-                stage: "Preflight".into(),
+                stage: StageName::Preflight,
                 outcome: Outcome::Unchanged,
                 detail: "9 checks".into(),
                 seconds: 0.42,
@@ -282,32 +283,32 @@ mod tests {
             },
             Event::StageStarted {
                 node: node(),
-                stage: "Volume".into(),
+                stage: StageName::Volume,
             },
             Event::Progress {
                 node: node(),
-                stage: "Volume".into(),
+                stage: StageName::Volume,
                 detail: "to be made".into(),
             },
             Event::StageFinished {
                 node: node(),
-                stage: "Volume".into(),
+                stage: StageName::Volume,
                 outcome: Outcome::Applied,
                 detail: "overlay 8GiB".into(),
                 seconds: 0.11,
             },
             Event::StageStarted {
                 node: node(),
-                stage: "Steps".into(),
+                stage: StageName::Steps,
             },
             Event::Output {
                 node: node(),
-                stage: "Steps".into(),
+                stage: StageName::Steps,
                 line: "E: no such package".into(),
             },
             Event::StageFailed {
                 node: node(),
-                stage: "Steps".into(),
+                stage: StageName::Steps,
                 failure: Failure {
                     message: "the step `runtime` ended with exit status 7".into(),
                     causes: vec![],

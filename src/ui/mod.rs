@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::cli::Output;
-use crate::core::error::{Context, Error, Result};
+use crate::core::error::{Error, Result, system_words};
 use crate::core::event::{Event, Failure};
 use crate::core::finding::{Finding, State};
 
@@ -58,7 +58,7 @@ pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).doing("writing to stdout")
+            Err(Error::unfit("writing to stdout").because(system_words(&error)))
         }
         _ => Ok(()),
     }
@@ -75,11 +75,12 @@ pub fn note(text: &str) {
 
 /// Prints a result as data; a command that has words of its own for people does not come here with `Text`.
 pub fn print_data(value: &impl Serialize, output: Output) -> Result<()> {
+    let what = "encoding the result";
     let text = match output {
-        Output::Yaml => serde_saphyr::to_string(value).doing("encoding the result")?,
-        Output::Json | Output::Text => {
-            serde_json::to_string_pretty(value).doing("encoding the result")?
-        }
+        Output::Yaml => serde_saphyr::to_string(value)
+            .map_err(|error| Error::bug(what).because(error.to_string()))?,
+        Output::Json | Output::Text => serde_json::to_string_pretty(value)
+            .map_err(|error| Error::bug(what).because(error.to_string()))?,
     };
     print(&format!("{}\n", text.trim_end()))
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use console::Term;
 use dialoguer::{Confirm, Input};
 
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result, system_words};
 
 /// Whether there is somebody to ask, and whether defaults are as good as answers.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ impl Prompt {
         question: &Question<'_>,
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<T> {
-        let usage = |message: String| Error::new(message).with_exit(Exit::Usage);
+        let usage = |message: String| Error::usage(message);
         if let Some(given) = question.given {
             return read(given).map_err(|why| usage(format!("{} {given}: {why}", question.flag)));
         }
@@ -93,5 +93,7 @@ fn unanswered(error: dialoguer::Error) -> Error {
     if io.kind() == std::io::ErrorKind::Interrupted {
         return Error::interrupted();
     }
-    Error::new("the terminal gave no answer").because(error)
+    Error::unfit("the terminal gave no answer")
+        .because(system_words(io))
+        .with_help("answer by flags, or take the defaults with --yes")
 }

@@ -1,6 +1,7 @@
 //! The times of a run, gathered from its events: what each stage of each node took.
 
 use crate::core::event::{Event, NodeResult};
+use crate::core::stage_name::StageName;
 
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -10,7 +11,7 @@ pub struct Summary {
 #[derive(Debug)]
 struct Row {
     node: String,
-    stages: Vec<(String, f64)>,
+    stages: Vec<(StageName, f64)>,
     result: Option<(NodeResult, f64, String)>,
 }
 
@@ -43,7 +44,7 @@ impl Summary {
                 if let Some(row) = self.rows.iter_mut().find(|row| row.node == *node)
                     && row.stages.iter().all(|(known, _)| known != stage)
                 {
-                    row.stages.push((stage.clone(), *seconds));
+                    row.stages.push((*stage, *seconds));
                 }
             }
             Event::NodeFinished {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::Row;
 use super::api_proxy::{Act, ApiProxy, Rule};
-use super::bed::{Bed, Verdict, virsh};
+use super::bed::{Bed, Verdict};
 use super::bystanders::ClusterStrangers;
-use super::preload::fault;
-use crate::in_lab::ownership::{Node, instance, register};
-use crate::in_lab::{GRANTS, NEW, kubectl, kubectl_output, text};
+use crate::fixture::{Draft, Exit, Ran};
+use crate::in_lab::kubernetes::{Node, exists, grants, kubectl_as, kubectl_output, tokens_of};
+use crate::in_lab::libvirt::{instance, virsh_on};
+use crate::in_lab::{NEW, text};
 
 /// Named as the table shows them.
 const ACTS: [(&str, Act); 12] = [
@@ -31,25 +32,17 @@ const ACTS: [(&str, Act); 12] = [
 #[test]
 #[ignore = "needs the lab: make faults"]
 fn each_request_fails_once() {
-    let _grants = GRANTS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _grants = grants();
     let bed = Bed::new("fapi", "192.168.3.219");
     let proxy = ApiProxy::before(NEW, &[]);
-    let kubeconfig = bed.dir.path().join("admin.conf");
-    proxy.kubeconfig(&kubeconfig);
+    let kubeconfig = bed.file("admin.conf");
+    proxy.kubeconfig(kubeconfig.as_ref());
     bed.edit(|spec| {
-        spec.replace(
-            "join: false",
-            &format!(
-                "kubeconfig: {}, server: '{}'",
-                kubeconfig.display(),
-                proxy.server()
-            ),
-        )
+        spec.remove("cluster.join")
+            .add("cluster.kubeconfig", kubeconfig.clone())
+            .add("cluster.server", proxy.server())
     });
     let strangers = ClusterStrangers::new(NEW, "fapi", &bed.node);
-    let kubeconfig = kubeconfig.display().to_string();
     let commands: [&[&str]; 3] = [
         &["access", "grant", "--kubeconfig", &kubeconfig],
         &[
@@ -69,13 +62,7 @@ fn each_request_fails_once() {
     for (turn, command) in commands.into_iter().enumerate() {
         proxy.rules(&[]);
         proxy.seen();
-        let whole = bed.run(command);
-        assert_eq!(
-            whole.code,
-            Some(0),
-            "through a proxy that only looks: {}",
-            whole.stderr
-        );
+        bed.run(command).exits(Exit::Done);
         let total = proxy.seen().len();
         assert!(total > 0, "{command:?} asked nothing of the API server");
         for (index, (_, act)) in ACTS.iter().enumerate() {
@@ -92,10 +79,16 @@ fn each_request_fails_once() {
                     act: *act,
                 }]);
                 let mut verdict = Verdict::default();
-                let hit = bed.start(command, &[]).end(Duration::from_secs(90));
-                expect_without_tokens(&mut verdict, "the command with the fault", &hit, &[0, 4, 5]);
+                let hit = bed.start(command).end(Duration::from_secs(90));
+                let ends = [Exit::Done, Exit::Unfit, Exit::NodesFailed];
+                expect_without_tokens(&mut verdict, "the command with the fault", hit, &ends);
                 proxy.rules(&[]);
-                expect_without_tokens(&mut verdict, "the command again", &bed.run(command), &[0]);
+                expect_without_tokens(
+                    &mut verdict,
+                    "the command again",
+                    bed.run(command),
+                    &[Exit::Done],
+                );
                 verdict.touched.extend(strangers.touched());
                 rows[index].add(
                     &format!("{} {}, request {place} of {total}", command[0], command[1]),
@@ -114,32 +107,22 @@ fn each_request_fails_once() {
 fn each_request_of_down_fails_once() {
     let bed = Bed::new("fleave", "192.168.3.228");
     let proxy = ApiProxy::before(NEW, &[]);
-    let kubeconfig = bed.dir.path().join("admin.conf");
-    proxy.kubeconfig(&kubeconfig);
-    let spec = fs::read_to_string(bed.dir.path().join("cluster.yaml")).unwrap();
-    let joined = spec.replace(
-        "join: false",
-        &format!("kubeconfig: {}", kubeconfig.display()),
-    );
-    fs::write(bed.dir.path().join("joined.yaml"), joined).unwrap();
+    let kubeconfig = bed.file("admin.conf");
+    proxy.kubeconfig(kubeconfig.as_ref());
+    let joined = Draft::parse(&fs::read_to_string(bed.path("cluster.yaml")).unwrap())
+        .remove("cluster.join")
+        .add("cluster.kubeconfig", kubeconfig);
+    fs::write(bed.path("joined.yaml"), joined.text()).unwrap();
     let strangers = ClusterStrangers::new(NEW, "fleave", &bed.node);
-    let _gone = Node("fleave-1");
     let down = ["down", "-f", "joined.yaml"];
-    // Killed as it was to be started: nobody waits for its boot.
     let ready = || {
-        let up = bed.run_with(&["up"], &fault("kill@virDomainResume:1"));
-        assert_eq!(
-            up.code,
-            Some(-9),
-            "no call starts the domain: {}",
-            up.stderr
-        );
-        virsh(&bed.uri, &["resume", &bed.node]);
-        register(&bed.node, &instance(&bed.node));
+        bed.claim();
+        virsh_on(&bed.uri, &["resume", &bed.node]);
+        Node::of("fleave-1", &instance(&bed.node))
     };
-    ready();
+    let _node = ready();
     proxy.seen();
-    assert_eq!(bed.run(&down).code, Some(0));
+    bed.run(&down).exits(Exit::Done);
     let total = proxy.seen().len();
     let mut rows: Vec<Row> = ACTS
         .iter()
@@ -151,7 +134,7 @@ fn each_request_of_down_fails_once() {
             if !super::all() && place != (index * 5) % total + 1 {
                 continue;
             }
-            ready();
+            let _node = ready();
             proxy.rules(&[Rule {
                 method: "",
                 path: "",
@@ -162,22 +145,19 @@ fn each_request_of_down_fails_once() {
             let mut verdict = Verdict::default();
             verdict.expect(
                 "down with the fault",
-                &bed.start(&down, &[]).end(Duration::from_secs(150)),
-                &[0, 4, 6],
+                &bed.start(&down).end(Duration::from_secs(150)),
+                &[Exit::Done, Exit::Unfit, Exit::Leftover],
             );
-            if virsh(&bed.uri, &["list", "--all", "--state-paused", "--name"]).contains("fleave-1")
+            if virsh_on(&bed.uri, &["list", "--all", "--state-paused", "--name"])
+                .contains("fleave-1")
             {
                 verdict.wrong.push("the VM was left paused".into());
             }
             proxy.rules(&[]);
-            verdict.expect("down again", &bed.run(&down), &[0]);
+            verdict.expect("down again", &bed.run(&down), &[Exit::Done]);
             verdict.left.extend(bed.left());
-            if kubectl_output(NEW, &["get", "node", "fleave-1"])
-                .status
-                .success()
-            {
+            if exists(NEW, "/api/v1/nodes/fleave-1") {
                 verdict.left.push("the Node is left".into());
-                kubectl(NEW, &["delete", "node", "fleave-1"]);
             }
             verdict.touched.extend(strangers.touched());
             bed.clear();
@@ -188,31 +168,19 @@ fn each_request_of_down_fails_once() {
 }
 
 /// `token create` prints a token: that is what it is for.
-fn expect_without_tokens(verdict: &mut Verdict, what: &str, ran: &super::bed::Ran, codes: &[i32]) {
-    let ran = super::bed::Ran {
-        code: ran.code,
+fn expect_without_tokens(verdict: &mut Verdict, what: &str, ran: Ran, exits: &[Exit]) {
+    let ran = Ran {
         stdout: String::new(),
-        stderr: ran.stderr.clone(),
+        ..ran
     };
-    verdict.expect(what, &ran, codes);
+    verdict.expect(what, &ran, exits);
 }
 
 /// Those that this test made, told by their annotation.
 fn remove_tokens() {
-    let list = kubectl(
-        NEW,
-        &[
-            "get",
-            "--raw",
-            "/api/v1/namespaces/kube-system/secrets?labelSelector=app.kubernetes.io/managed-by=nodegraft",
-        ],
-    );
-    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
-    for secret in list["items"].as_array().unwrap() {
-        if secret["metadata"]["annotations"]["nodegraft.io/cluster"] == "default" {
-            let name = secret["metadata"]["name"].as_str().unwrap();
-            kubectl_output(NEW, &["delete", "secret", "-n", "kube-system", name]);
-        }
+    for secret in tokens_of(NEW, "default") {
+        let name = secret["metadata"]["name"].as_str().unwrap();
+        kubectl_output(NEW, &["delete", "secret", "-n", "kube-system", name]);
     }
 }
 
@@ -224,17 +192,8 @@ fn the_proxy_passes_and_fails_as_told() {
     let proxy = ApiProxy::before(NEW, &[Rule::once("GET", "/api/v1/nodes", Act::Status(503))]);
     let path = dir.path().join("admin.conf");
     proxy.kubeconfig(&path);
-    let get = |what: &str| {
-        let kubectl = std::path::PathBuf::from(super::bed::variable("NODEGRAFT_LAB_KUBERNETES"))
-            .join(NEW)
-            .join("kubectl");
-        std::process::Command::new(kubectl)
-            .arg("--kubeconfig")
-            .arg(&path)
-            .args(["get", "--raw", what])
-            .output()
-            .unwrap()
-    };
+    let kubeconfig = path.display().to_string();
+    let get = |what: &str| kubectl_as(&kubeconfig, &["get", "--raw", what]);
     assert!(text(&get("/api/v1/nodes")).contains("a fault of the test"));
     assert!(text(&get("/api/v1/nodes")).contains("NodeList"));
     assert_eq!(text(&get("/healthz")), "ok");

@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::in_lab::{NEW, kubernetes};
+use crate::in_lab::kubernetes::{kubernetes, server};
 
 #[derive(Clone, Copy)]
 pub enum Act {
@@ -106,11 +106,7 @@ impl ApiProxy {
     pub fn before(version: &'static str, rules: &[Rule]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = if version == NEW {
-            "192.168.3.101:6443"
-        } else {
-            "192.168.3.102:6443"
-        };
+        let server = server(version).trim_start_matches("https://");
         let shared = Arc::new(Shared {
             rules: Mutex::new(rules.iter().map(|rule| (*rule, 0)).collect()),
             seen: Mutex::default(),

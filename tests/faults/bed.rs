@@ -1,35 +1,32 @@
 //! A cluster of one tiny node that joins nothing, with strangers beside it: what a fault is tried on. A run that does not
 //! end is a failure too. What is left and what was touched is asked of libvirt and the pool's directory.
 
-use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use tempfile::TempDir;
+use serde_json::json;
 
 use super::bystanders::Strangers;
+use super::preload::fault;
+use crate::fixture::{Draft, Exit, Home, Ran};
+use crate::in_lab::libvirt::{POOL, domains, uri, virsh_output};
+use crate::in_lab::world::tiny_spec;
 use crate::in_lab::{ssh, state, text};
 
 /// No run of one tiny node takes longer, whatever fails.
 const LIMIT: Duration = Duration::from_secs(240);
 
 pub struct Bed {
+    home: Home,
     pub cluster: String,
     pub node: String,
     pub ip: String,
-    pub dir: TempDir,
     pub uri: String,
-    pub pool: &'static str,
+    pool: &'static str,
     strangers: Strangers,
-}
-
-pub struct Ran {
-    /// A signal that ended it is negative; `None` if it had to be ended at the limit.
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +37,7 @@ pub enum Follow {
 
 /// What one fault came to. All empty is well.
 #[derive(Default)]
+#[must_use = "it goes into a row"]
 pub struct Verdict {
     /// Runs that ended as they must not.
     pub wrong: Vec<String>,
@@ -47,114 +45,66 @@ pub struct Verdict {
     pub touched: Vec<String>,
 }
 
-pub fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: these tests run inside the lab, by `make faults`")
-    })
-}
-
 impl Bed {
     pub fn new(cluster: &str, ip: &str) -> Self {
-        Self::on(
-            cluster,
-            ip,
-            &variable("NODEGRAFT_LAB_URI"),
-            "kvmimage",
-            state().join("pool"),
-        )
+        Self::on(cluster, ip, &uri(), POOL, state().join("pool"))
     }
 
     /// On another host, or in another pool.
     pub fn on(cluster: &str, ip: &str, uri: &str, pool: &'static str, target: PathBuf) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let node = format!("{cluster}-1");
-        let spec = format!(
-            "version: 1\ncluster: {{name: {cluster}, join: false}}\n\
-             host:\n  uri: {uri}\n  pool: {pool}\n  network: {{bridge: br0}}\n  disk_cache: unsafe\n\
-             defaults:\n  template: tiny.qcow2\n  cpus: 1\n  memory: 256MiB\n  disk: 1GiB\n  gateway: 192.168.3.1\n  dns: [192.168.3.1]\n  \
-             deadlines: {{boot: 2m, login: 1m, step: 1m}}\n\
-             nodes:\n  - {{name: {node}, address: {ip}/24}}\n"
-        );
-        fs::write(dir.path().join("cluster.yaml"), spec).unwrap();
+        let spec = tiny_spec(cluster, uri, pool)
+            .add("defaults.dns", json!(["192.168.3.1"]))
+            .add(
+                "defaults.deadlines",
+                json!({"boot": "2m", "login": "1m", "step": "1m"}),
+            )
+            .push(
+                "nodes",
+                json!({"name": node, "address": format!("{ip}/24")}),
+            );
         let strangers = Strangers::new(uri, target, cluster, &node);
         Self {
+            home: Home::of(&spec.text()).with_limit(LIMIT),
             cluster: cluster.into(),
             node,
             ip: ip.into(),
-            dir,
             uri: uri.into(),
             pool,
             strangers,
         }
     }
 
-    pub fn edit(&self, change: impl Fn(String) -> String) {
-        let path = self.dir.path().join("cluster.yaml");
-        fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
+    /// With a change to its spec.
+    #[track_caller]
+    pub fn with(self, change: impl FnOnce(Draft) -> Draft) -> Self {
+        self.edit(change);
+        self
     }
 
-    /// A profile of one step.
-    pub fn step(&self, script: &str) {
-        let profile = self.dir.path().join("templates/profiles/work");
-        fs::create_dir_all(&profile).unwrap();
-        fs::write(
-            profile.join("profile.yaml"),
-            "description: one step\nruntime: containerd\nsteps: [work]\n",
-        )
-        .unwrap();
-        fs::write(profile.join("work.sh"), script).unwrap();
-        self.edit(|spec| {
-            if spec.contains("profile:") {
-                spec
-            } else {
-                spec.replace("defaults:\n", "defaults:\n  profile: work\n")
-            }
-        });
+    /// With a profile of one step.
+    pub fn with_step(self, script: &str) -> Self {
+        self.step(script);
+        self.with(|spec| spec.add("defaults.profile", "work"))
     }
 
-    pub fn command(&self, args: &[&str], env: &[(&'static str, String)]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nodegraft"));
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .env("HOME", self.dir.path())
-            .env_remove("RUST_BACKTRACE");
-        command.env("NODEGRAFT_STATE_DIR", self.dir.path().join("state"));
-        if self.dir.path().join("templates").exists() {
-            command.env("NODEGRAFT_TEMPLATES", self.dir.path().join("templates"));
-        }
-        command.envs(env.iter().map(|(key, value)| (*key, value)));
-        command.stdin(Stdio::null());
-        command
-    }
-
-    pub fn start(&self, args: &[&str], env: &[(&'static str, String)]) -> Running {
-        // Files, not pipes: a grandchild that keeps a pipe open would look like a run that does not end.
-        let out = tempfile::tempdir().unwrap();
-        let file = |name: &str| File::create(out.path().join(name)).unwrap();
-        let child = self
-            .command(args, env)
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn()
-            .unwrap();
-        Running { child, out }
-    }
-
-    pub fn run(&self, args: &[&str]) -> Ran {
-        self.run_with(args, &[])
-    }
-
-    pub fn run_with(&self, args: &[&str], env: &[(&'static str, String)]) -> Ran {
-        self.start(args, env).end(LIMIT)
+    /// A node whose `up` was killed as it was to be started: it is all there, and nobody waited for its boot.
+    #[track_caller]
+    pub fn claim(&self) {
+        self.run_with(&["up"], &fault("kill@virDomainResume:1"))
+            .is_killed();
     }
 
     /// `up` through a fault, what follows, and what is true then. Nothing stays.
     pub fn up_through(&self, env: &[(&'static str, String)], follow: Follow) -> Verdict {
         let mut verdict = Verdict::default();
         let hit = self.run_with(&["up"], env);
-        // Done, refused, failed, or killed; anything else is a bug of ours, or never ended.
-        verdict.expect("up with the fault", &hit, &[0, 4, 5, -9]);
+        // Anything else is a bug of ours, or never ended.
+        verdict.may_be_killed(
+            "up with the fault",
+            &hit,
+            &[Exit::Done, Exit::Unfit, Exit::NodesFailed],
+        );
         self.after(follow, &mut verdict);
         verdict
     }
@@ -162,15 +112,28 @@ impl Bed {
     /// From whatever state the node is in, by one road to where nothing of it is left.
     pub fn after(&self, follow: Follow, verdict: &mut Verdict) {
         if follow == Follow::Up {
-            verdict.expect("the next up", &self.run(&["up"]), &[0]);
+            verdict.expect("the next up", &self.run(&["up"]), &[Exit::Done]);
             verdict.left.extend(self.secrets());
         }
         let down = self.run(&["down"]);
-        verdict.expect("down", &down, &[0]);
+        verdict.expect("down", &down, &[Exit::Done]);
         verdict.left.extend(self.left());
         verdict.left.extend(self.secrets());
         verdict.touched.extend(self.strangers.touched());
         self.clear();
+    }
+
+    /// Taken down where no fault was: nothing is wrong then.
+    #[track_caller]
+    pub fn down(&self) {
+        let mut verdict = Verdict::default();
+        self.after(Follow::Down, &mut verdict);
+        let Verdict {
+            wrong,
+            left,
+            touched,
+        } = verdict;
+        assert_eq!([wrong, left, touched].concat(), [] as [String; 0]);
     }
 
     /// Whatever bears our mark or our names, as libvirt and the pool's directory tell.
@@ -189,20 +152,14 @@ impl Bed {
     }
 
     fn domains(&self) -> Vec<String> {
-        let names = virsh(&self.uri, &["list", "--all", "--name"]);
-        let ours = |name: &&str| {
+        let mut ours = domains(&self.uri);
+        ours.retain(|name| {
             let xml = virsh_output(&self.uri, &["dumpxml", name]);
-            **name == self.node
+            *name == self.node
                 || xml.contains("nodegraft:node")
                     && xml.contains(&format!("cluster='{}'", self.cluster))
-        };
-        names
-            .lines()
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .filter(ours)
-            .map(str::to_owned)
-            .collect()
+        });
+        ours
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -234,7 +191,7 @@ impl Bed {
         {
             look(path.display().to_string(), &fs::read(path).unwrap());
         }
-        for path in files_below(&self.dir.path().join("state")) {
+        for path in files_below(&self.path("state")) {
             // The login key itself is kept there for the user.
             if path.file_name().is_some_and(|name| name != "id_ed25519") {
                 look(path.display().to_string(), &fs::read(&path).unwrap());
@@ -273,19 +230,18 @@ impl Bed {
             .output();
     }
 
-    /// Runs a command in the guest by the system's own ssh.
+    /// What a command says in the guest, by the system's own ssh, or why it does not.
     pub fn guest(&self, command: &str) -> String {
-        let output = ssh(
-            &self
-                .dir
-                .path()
-                .join("state")
-                .join(&self.cluster)
-                .join("id_ed25519"),
-            &self.ip,
-            command,
-        );
-        text(&output)
+        let key = self.state(&self.cluster).join("id_ed25519");
+        text(&ssh(&key, &self.ip, command))
+    }
+}
+
+impl Deref for Bed {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.home
     }
 }
 
@@ -295,51 +251,26 @@ impl Drop for Bed {
     }
 }
 
-/// A nodegraft at work.
-pub struct Running {
-    pub child: Child,
-    out: TempDir,
-}
-
-impl Running {
-    pub fn end(mut self, limit: Duration) -> Ran {
-        let begun = Instant::now();
-        let mut status = self.child.try_wait().unwrap();
-        while status.is_none() && begun.elapsed() < limit {
-            std::thread::sleep(Duration::from_millis(20));
-            status = self.child.try_wait().unwrap();
-        }
-        if status.is_none() {
-            self.child.kill().unwrap();
-            self.child.wait().unwrap();
-        }
-        let code = status.map(|status| {
-            status
-                .code()
-                .unwrap_or_else(|| -status.signal().unwrap_or(0))
-        });
-        let read = |name: &str| {
-            String::from_utf8_lossy(&fs::read(self.out.path().join(name)).unwrap()).into_owned()
-        };
-        Ran {
-            code,
-            stdout: read("out"),
-            stderr: read("err"),
-        }
-    }
-}
-
 impl Verdict {
-    pub fn expect(&mut self, what: &str, ran: &Ran, codes: &[i32]) {
-        match ran.code {
-            Some(code) if codes.contains(&code) => {}
-            Some(code) => self
-                .wrong
-                .push(format!("{what} exits {code}: {}", end_of(&ran.stderr))),
-            None => self
-                .wrong
-                .push(format!("{what} does not end: {}", end_of(&ran.stderr))),
-        }
+    /// A run that must have ended in one of these ways, and printed no secret.
+    pub fn expect(&mut self, what: &str, ran: &Ran, exits: &[Exit]) {
+        self.ended(what, ran, exits, false);
+    }
+
+    /// The same of one that the fault may have killed.
+    pub fn may_be_killed(&mut self, what: &str, ran: &Ran, exits: &[Exit]) {
+        self.ended(what, ran, exits, true);
+    }
+
+    fn ended(&mut self, what: &str, ran: &Ran, exits: &[Exit], or_killed: bool) {
+        let how = match ran.code {
+            Some(-9) if or_killed => None,
+            Some(code) if exits.iter().any(|exit| *exit as i32 == code) => None,
+            Some(code) => Some(format!("exits {code}")),
+            None => Some("does not end".to_owned()),
+        };
+        self.wrong
+            .extend(how.map(|how| format!("{what} {how}: {}", end_of(&ran.stderr))));
         if let Some(what) = secret(ran.stdout.as_bytes()).or_else(|| secret(ran.stderr.as_bytes()))
         {
             self.left.push(format!("{what} is in what was printed"));
@@ -394,30 +325,6 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
             }
         })
         .collect()
-}
-
-pub fn virsh_output(uri: &str, args: &[&str]) -> String {
-    text(
-        &Command::new("virsh")
-            .arg("-q")
-            .args(["-c", uri])
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap(),
-    )
-}
-
-pub fn virsh(uri: &str, args: &[&str]) -> String {
-    let output = Command::new("virsh")
-        .arg("-q")
-        .args(["-c", uri])
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "virsh {args:?}: {}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

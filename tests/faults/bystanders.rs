@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::bed::{virsh, virsh_output};
-use crate::in_lab::{kubectl, kubectl_output, text};
+use crate::in_lab::kubernetes::{kubectl, kubectl_output};
+use crate::in_lab::libvirt::{virsh_on, virsh_output};
+use crate::in_lab::text;
 
 /// On a libvirt host: a domain and volumes with confusing names.
 pub struct Strangers {
@@ -51,7 +52,7 @@ impl Strangers {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), xml).unwrap();
-        virsh(uri, &["define", &file.path().display().to_string()]);
+        virsh_on(uri, &["define", &file.path().display().to_string()]);
         strangers.before = strangers.look();
         strangers
     }

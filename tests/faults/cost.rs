@@ -1,13 +1,16 @@
 //! What nodegraft costs libvirt, in round trips: flat a node, however many there are.
 
 use std::fs;
-use std::process::Command;
 
 use nodegraft::core::mark::{Claimed, Mark, SeedState};
 use nodegraft::core::ownership::Owner;
 
+use serde_json::json;
+
 use super::bed::Bed;
 use super::preload::calls;
+use crate::fixture::{Draft, Home};
+use crate::in_lab::libvirt::virsh_on;
 
 const UP: usize = 60;
 const UP_AGAIN: usize = 12;
@@ -15,11 +18,14 @@ const DOWN: usize = 20;
 /// Those of tests that run beside this one.
 const DOMAINS_OF_TESTS: usize = 4;
 
-/// A host of libvirt's test driver that has a cluster of `count` nodes, and a spec of them.
-fn cluster_of(count: usize, dir: &std::path::Path) {
+/// A host of libvirt's test driver that has a cluster of `count` nodes, and a home with a spec of them.
+fn cluster_of(count: usize) -> Home {
+    let mut spec = Draft::parse(
+        "version: 1\ncluster: {name: cost, join: false}\nhost: {uri: '', pool: kvmimage}\n\
+         defaults: {template: debian13.qcow2, gateway: 10.9.255.254}\nnodes: []\n",
+    );
     let mut host = String::from("<node>");
     let mut volumes = volume("debian13.qcow2");
-    let mut nodes = String::new();
     for number in 0..count {
         let owner = Owner::new("cost", &format!("n{number}")).unwrap();
         let claimed = |name: String| Claimed {
@@ -44,20 +50,14 @@ fn cluster_of(count: usize, dir: &std::path::Path) {
         ));
         volumes.push_str(&volume(&owner.disk()));
         volumes.push_str(&volume(&owner.seed()));
-        nodes.push_str(&format!(
-            "  - {{name: n{number}, address: 10.9.{}.{}/16}}\n",
-            number / 200 + 1,
-            number % 200 + 1
-        ));
+        let address = format!("10.9.{}.{}/16", number / 200 + 1, number % 200 + 1);
+        spec = spec.push("nodes", json!({"name": owner.node, "address": address}));
     }
     host.push_str(&format!("<pool type='dir'><name>kvmimage</name><target><path>/kvmimage</path></target>{volumes}</pool></node>"));
-    fs::write(dir.join("host.xml"), host).unwrap();
-    let spec = format!(
-        "version: 1\ncluster: {{name: cost, join: false}}\nhost: {{uri: 'test://{}/host.xml', pool: kvmimage}}\n\
-         defaults: {{template: debian13.qcow2, gateway: 10.9.255.254}}\nnodes:\n{nodes}",
-        dir.display()
-    );
-    fs::write(dir.join("cluster.yaml"), spec).unwrap();
+    let home = Home::of(&spec.text());
+    fs::write(home.path("host.xml"), host).unwrap();
+    home.edit(|spec| spec.set("host.uri", format!("test://{}", home.file("host.xml"))));
+    home
 }
 
 fn volume(name: &str) -> String {
@@ -69,16 +69,8 @@ fn volume(name: &str) -> String {
 
 /// Round trips of `down` for a cluster of so many nodes.
 fn down(count: usize) -> usize {
-    let dir = tempfile::tempdir().unwrap();
-    cluster_of(count, dir.path());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nodegraft"));
-    command
-        .args(["down", "--yes", "-f", "cluster.yaml"])
-        .current_dir(dir.path())
-        .env("HOME", dir.path())
-        .env_remove("RUST_BACKTRACE");
-    command.env("NODEGRAFT_STATE_DIR", dir.path());
-    calls(&mut command).len()
+    let home = cluster_of(count);
+    calls(&mut home.command(&["down", "--yes"])).len()
 }
 
 #[test]
@@ -99,17 +91,17 @@ fn down_costs_the_same_for_each_node() {
 #[ignore = "needs the lab: make faults"]
 fn a_node_costs_few_round_trips() {
     let bed = Bed::new("fcost", "192.168.3.229");
-    let count = |args: &[&str]| calls(&mut bed.command(args, &[])).len();
+    let count = |args: &[&str]| calls(&mut bed.command(args)).len();
     let one = [count(&["up"]), count(&["up"]), count(&["down"])];
-    let more: String = (1..4)
-        .map(|number| {
-            format!(
-                "  - {{name: fcost-x{number}, address: 192.168.3.{}/24}}\n",
-                229 + number
+    bed.edit(|spec| {
+        (1..4).fold(spec, |spec, number| {
+            let address = format!("192.168.3.{}/24", 229 + number);
+            spec.push(
+                "nodes",
+                json!({"name": format!("fcost-x{number}"), "address": address}),
             )
         })
-        .collect();
-    bed.edit(|spec| format!("{spec}{more}"));
+    });
     let four = [
         count(&["up", "--parallel", "2"]),
         count(&["up"]),
@@ -118,7 +110,7 @@ fn a_node_costs_few_round_trips() {
     eprintln!("round trips of up, up again, down: one node {one:?}, four nodes {four:?}");
     // The host has others: each of their domains is looked at once, and `down` asks each volume whether it stands on one of ours.
     let lines = |args: &[&str]| {
-        super::bed::virsh(&bed.uri, args)
+        virsh_on(&bed.uri, args)
             .lines()
             .filter(|line| !line.trim().is_empty())
             .count()

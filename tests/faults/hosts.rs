@@ -1,12 +1,10 @@
 //! Two runs at once, of the same and of different clusters; one cluster on two hosts.
 
-use std::time::Duration;
-
 use super::Row;
-use super::bed::{Bed, Follow, Verdict, variable, virsh};
+use super::bed::{Bed, Follow, Verdict};
+use crate::fixture::Exit;
+use crate::in_lab::libvirt::{POOL, uri2, virsh_on};
 use crate::in_lab::state;
-
-const LIMIT: Duration = Duration::from_secs(240);
 
 /// Two users with the same spec: one gets the node, the other a reason, and keeps off it afterwards.
 #[test]
@@ -16,36 +14,37 @@ fn two_runs_of_the_same_cluster() {
     let mut row = Row::new("two runs at once: same cluster");
     let users: Vec<_> = ["one", "two"]
         .iter()
-        .map(|name| {
-            vec![(
-                "NODEGRAFT_STATE_DIR",
-                bed.dir.path().join(name).display().to_string(),
-            )]
-        })
+        .map(|name| vec![("NODEGRAFT_STATE_DIR", bed.file(name))])
         .collect();
     let mut verdict = Verdict::default();
-    let runs: Vec<_> = users.iter().map(|env| bed.start(&["up"], env)).collect();
-    let ends: Vec<_> = runs.into_iter().map(|run| run.end(LIMIT)).collect();
+    let runs: Vec<_> = users
+        .iter()
+        .map(|env| bed.start_with(&["up"], env))
+        .collect();
+    let ends: Vec<_> = runs.into_iter().map(|run| bed.end(run)).collect();
     for end in &ends {
-        verdict.expect("up beside another", end, &[0, 4, 5]);
+        verdict.expect(
+            "up beside another",
+            end,
+            &[Exit::Done, Exit::Unfit, Exit::NodesFailed],
+        );
     }
-    let won: Vec<usize> = (0..2).filter(|user| ends[*user].code == Some(0)).collect();
+    let won: Vec<usize> = (0..2)
+        .filter(|user| ends[*user].code == Some(Exit::Done as i32))
+        .collect();
     if let [winner] = won[..] {
         verdict.expect(
             "the other's next up",
             &bed.run_with(&["up"], &users[1 - winner]),
-            &[4, 5],
+            &[Exit::Unfit, Exit::NodesFailed],
         );
         verdict.expect(
             "the winner's next up",
             &bed.run_with(&["up"], &users[winner]),
-            &[0],
+            &[Exit::Done],
         );
     } else {
-        let said: Vec<_> = ends
-            .iter()
-            .map(|end| format!("exit {:?}:\n{}", end.code, end.stderr))
-            .collect();
+        let said: Vec<_> = ends.iter().map(ToString::to_string).collect();
         verdict.wrong.push(format!(
             "{} of two users got the node; {}",
             won.len(),
@@ -56,7 +55,7 @@ fn two_runs_of_the_same_cluster() {
     verdict.expect(
         "the winner's down",
         &bed.run_with(&["down"], &users[winner]),
-        &[0],
+        &[Exit::Done],
     );
     bed.after(Follow::Down, &mut verdict);
     row.add("two users", verdict);
@@ -72,11 +71,12 @@ fn two_runs_of_different_clusters() {
     ];
     let mut row = Row::new("two runs at once: different clusters");
     let both = |args: &[&str], what: &str| {
-        let runs: Vec<_> = beds.iter().map(|bed| bed.start(args, &[])).collect();
+        let runs: Vec<_> = beds.iter().map(|bed| bed.start(args)).collect();
         runs.into_iter()
-            .map(|run| {
+            .zip(&beds)
+            .map(|(run, bed)| {
                 let mut verdict = Verdict::default();
-                verdict.expect(what, &run.end(LIMIT), &[0]);
+                verdict.expect(what, &bed.end(run), &[Exit::Done]);
                 verdict
             })
             .collect::<Vec<_>>()
@@ -106,31 +106,30 @@ fn one_cluster_on_two_hosts() {
     let second = Bed::on(
         "fhosts",
         "192.168.3.226",
-        &variable("NODEGRAFT_LAB_URI2"),
-        "kvmimage",
+        &uri2(),
+        POOL,
         state().join("second/pool"),
-    );
+    )
     // The names would give both the same MAC, and these two hosts share a bridge.
-    second.edit(|spec| {
-        spec.replace(
-            "192.168.3.226/24",
-            "192.168.3.226/24, mac: '52:54:00:03:02:26'",
-        )
-    });
+    .with(|spec| spec.add("nodes.0.mac", "52:54:00:03:02:26"));
     let mut row = Row::new("two hosts, one cluster");
     let mut verdict = Verdict::default();
     for bed in [&first, &second] {
-        verdict.expect("up", &bed.run(&["up"]), &[0]);
+        verdict.expect("up", &bed.run(&["up"]), &[Exit::Done]);
     }
-    let id = || virsh(&first.uri, &["domid", &first.node]);
-    let (before, volumes) = (id(), virsh(&first.uri, &["vol-list", "kvmimage"]));
+    let id = || virsh_on(&first.uri, &["domid", &first.node]);
+    let (before, volumes) = (id(), virsh_on(&first.uri, &["vol-list", POOL]));
     second.after(Follow::Down, &mut verdict);
-    if id() != before || virsh(&first.uri, &["vol-list", "kvmimage"]) != volumes {
+    if id() != before || virsh_on(&first.uri, &["vol-list", POOL]) != volumes {
         verdict
             .touched
             .push("`down` on the second host changed the first".into());
     }
-    verdict.expect("up again on the first host", &first.run(&["up"]), &[0]);
+    verdict.expect(
+        "up again on the first host",
+        &first.run(&["up"]),
+        &[Exit::Done],
+    );
     first.after(Follow::Down, &mut verdict);
     row.add("up, up, down, down", verdict);
     row.end();

@@ -3,6 +3,7 @@
 use super::bed::{Bed, Follow, Verdict};
 use super::preload::{calls, fault};
 use super::{Row, places, up_through};
+use crate::fixture::Exit;
 
 /// `mode@n` for each n that is to be tried, named by the call that is there.
 fn faults(
@@ -26,8 +27,8 @@ fn faults(
 fn every_call_of_up(mode: &str, cluster: &str, ip: &str, sample: usize, shift: usize) {
     let bed = Bed::new(cluster, ip);
     let mut row = Row::new(format!("libvirt, `up`: {mode}"));
-    let calls = calls(&mut bed.command(&["up"], &[]));
-    bed.after(Follow::Down, &mut Verdict::default());
+    let calls = calls(&mut bed.command(&["up"]));
+    bed.down();
     up_through(&bed, &mut row, &faults(mode, &calls, sample, shift));
     row.end();
 }
@@ -62,28 +63,17 @@ fn up_loses_an_answer() {
 #[ignore = "needs the lab: make faults"]
 fn down_fails_at_a_call() {
     let bed = Bed::new("fdown", "192.168.3.214");
-    let ready = || {
-        let up = bed.run_with(&["up"], &fault("kill@virDomainResume:1"));
-        assert_eq!(
-            up.code,
-            Some(-9),
-            "no call starts the domain: {}",
-            up.stderr
-        );
-    };
-    ready();
-    let calls = calls(&mut bed.command(&["down"], &[]));
+    bed.claim();
+    let calls = calls(&mut bed.command(&["down"]));
     let mut rows = Vec::new();
     for (shift, mode) in ["kill", "error", "lost", "late"].into_iter().enumerate() {
         let mut row = Row::new(format!("libvirt, `down`: {mode}"));
         for (index, (place, env)) in faults(mode, &calls, 4, shift).into_iter().enumerate() {
-            ready();
+            bed.claim();
             let mut verdict = Verdict::default();
-            verdict.expect(
-                "down with the fault",
-                &bed.run_with(&["down"], &env),
-                &[0, 4, 5, 6, -9],
-            );
+            let down = bed.run_with(&["down"], &env);
+            let ends = [Exit::Done, Exit::Unfit, Exit::NodesFailed, Exit::Leftover];
+            verdict.may_be_killed("down with the fault", &down, &ends);
             // Booting what was to go is the rarer road, and the dearer one.
             let follow = if index % 4 == 3 {
                 Follow::Up
@@ -106,9 +96,9 @@ fn bring_back(bed: &Bed, verdict: &mut Verdict) {
     let up = bed.run(&["up"]);
     if up.code == Some(5) && up.stderr.contains("is gone from the pool") {
         let anew = bed.run(&["up", "--recreate", &bed.node, "--yes"]);
-        verdict.expect("up --recreate", &anew, &[0]);
+        verdict.expect("up --recreate", &anew, &[Exit::Done]);
     } else {
-        verdict.expect("up after down", &up, &[0]);
+        verdict.expect("up after down", &up, &[Exit::Done]);
     }
 }
 
@@ -120,11 +110,11 @@ fn the_pool_is_full() {
     let bed = Bed::on(
         "ffull",
         "192.168.3.215",
-        &super::bed::variable("NODEGRAFT_LAB_URI"),
+        &crate::in_lab::libvirt::uri(),
         "fullpool",
         target.clone(),
     );
-    bed.edit(|spec| spec.replace("boot: 2m", "boot: 20s"));
+    bed.edit(|spec| spec.set("defaults.deadlines.boot", "20s"));
     let filler = target.join("filler").display().to_string();
     let mut row = Row::new("pool full");
     let places = [
@@ -144,7 +134,11 @@ fn the_pool_is_full() {
         env.push(("FAULT_RUN", fill));
         let mut verdict = Verdict::default();
         let up = bed.run_with(&["up"], &env);
-        verdict.expect("up into a full pool", &up, &[4, 5]);
+        verdict.expect(
+            "up into a full pool",
+            &up,
+            &[Exit::Unfit, Exit::NodesFailed],
+        );
         std::fs::remove_file(&filler).unwrap();
         bed.after(
             if index % 2 == 0 {

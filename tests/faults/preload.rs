@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use crate::fixture::{Draft, Home};
+use crate::spec::GOOD;
+
 /// The library for this binary, built when first asked for.
 pub fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -74,19 +77,8 @@ pub fn counted(command: &mut Command) -> (Output, Vec<String>) {
 /// The library needs no lab: `doctor` asks libvirt's own test driver a few things, and meets a fault there.
 #[test]
 fn calls_are_counted_and_fail_as_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let spec = crate::spec::GOOD.replace("qemu:///system", "test:///default");
-    fs::write(dir.path().join("cluster.yaml"), spec).unwrap();
-    let doctor = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nodegraft"));
-        command
-            .args(["doctor", "-f", "cluster.yaml"])
-            .current_dir(dir.path())
-            .env("HOME", dir.path())
-            .env_remove("RUST_BACKTRACE");
-        command.env("NODEGRAFT_STATE_DIR", dir.path());
-        command
-    };
+    let home = Home::of(&Draft::parse(GOOD).set("host.uri", "test:///default").text());
+    let doctor = || home.command(&["doctor", "-f", "cluster.yaml"]);
     let (whole, calls) = counted(&mut doctor());
     assert_eq!(
         calls.first().map(String::as_str),

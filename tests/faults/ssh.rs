@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::bed::{Bed, Follow, Verdict};
 use super::ssh_proxy::{SshProxy, Wire};
 use super::{Row, places};
+use crate::fixture::Exit;
 
 /// Long enough to be caught in, and it leaves a mark of having run once.
 const STEP: &str = "for i in 1 2 3; do echo at work $i; sleep 0.3; done\necho ran >> /root/ran\n";
@@ -21,23 +22,17 @@ fn every_packet(
     let mut row = Row::new(what);
     let total = {
         let proxy = SshProxy::before(&bed.ip, Wire::Whole);
-        let up = bed.run(&["up"]);
-        assert_eq!(
-            up.code,
-            Some(0),
-            "through a proxy that only counts: {}",
-            up.stderr
-        );
+        bed.run(&["up"]).exits(Exit::Done);
         proxy.packets()
     };
     assert!(total > 20, "only {total} packets went through the proxy");
-    bed.after(Follow::Down, &mut Verdict::default());
+    bed.down();
     let places = places(usize::try_from(total).unwrap(), sample, 1);
     for (index, place) in places.into_iter().skip(part).step_by(of).enumerate() {
         let mut verdict = Verdict::default();
         let proxy = SshProxy::before(&bed.ip, wire(place as u64));
         let up = bed.run(&["up"]);
-        verdict.expect("up with the fault", &up, &[0, 5]);
+        verdict.expect("up with the fault", &up, &[Exit::Done, Exit::NodesFailed]);
         drop(proxy);
         bed.after(
             if index % 2 == 0 {
@@ -55,15 +50,16 @@ fn every_packet(
 #[test]
 #[ignore = "needs the lab: make faults"]
 fn the_connection_is_cut_at_a_packet() {
-    let bed = Bed::new("fcut", "192.168.3.216");
-    bed.step(STEP);
+    let bed = Bed::new("fcut", "192.168.3.216").with_step(STEP);
     every_packet("SSH: cut", &bed, Wire::CutAt, 4, (0, 1));
 }
 
 fn goes_silent(cluster: &str, ip: &str, what: &str, part: usize) {
-    let bed = Bed::new(cluster, ip);
-    bed.step(STEP);
-    bed.edit(|spec| spec.replace("login: 1m, step: 1m", "login: 20s, step: 10s"));
+    let bed = Bed::new(cluster, ip).with_step(STEP);
+    bed.edit(|spec| {
+        spec.set("defaults.deadlines.login", "20s")
+            .set("defaults.deadlines.step", "10s")
+    });
     every_packet(what, &bed, Wire::StallAt, 2, (part, 2));
 }
 
@@ -82,12 +78,11 @@ fn the_connection_goes_silent_at_an_even_packet() {
 #[test]
 #[ignore = "needs the lab: make faults"]
 fn a_slow_way_is_no_fault() {
-    let bed = Bed::new("fslow", "192.168.3.218");
-    bed.step(STEP);
+    let bed = Bed::new("fslow", "192.168.3.218").with_step(STEP);
     let mut row = Row::new("SSH: each packet 150 ms later");
     let mut verdict = Verdict::default();
     let proxy = SshProxy::before(&bed.ip, Wire::Slow(Duration::from_millis(150)));
-    verdict.expect("up on a slow way", &bed.run(&["up"]), &[0]);
+    verdict.expect("up on a slow way", &bed.run(&["up"]), &[Exit::Done]);
     assert!(proxy.packets() > 20, "nothing went through the proxy");
     drop(proxy);
     bed.after(Follow::Up, &mut verdict);

@@ -1,15 +1,36 @@
 //! The seed's chapters 3 to 8 as commands, on the seed's own version and on today's; and leaving, chapter 9's first lines.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 
 use nodegraft::rooms::cluster::Cluster;
 use tokio_util::sync::CancellationToken;
 
-use super::{GRANTS, NEW, OLD, World, eventually, kubectl, kubectl_output, kubernetes, must, text};
+use super::kubernetes::{self, admin, create, grants, kubectl, kubectl_as, kubernetes, server};
+use super::libvirt::{POOL, has_domain, runs, uri, virsh, volumes};
+use super::{NEW, OLD, World, eventually, must, text};
+use crate::fixture::{Exit, Home, Ran};
 
-fn kubeconfig(version: &str) -> String {
-    kubernetes(version).join("admin.conf").display().to_string()
+/// A user with a kubeconfig and no spec of their own.
+struct User {
+    home: Home,
+    admin: String,
+}
+
+impl User {
+    fn of(version: &str) -> Self {
+        Self {
+            home: Home::of("").shown_as(version),
+            admin: admin(version),
+        }
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.home
+            .run(&[args, &["--kubeconfig", &self.admin]].concat())
+    }
 }
 
 /// Chapters 3, 4 and 6: a token is made, is what Kubernetes takes for one, is listed without its secret, and goes.
@@ -17,15 +38,8 @@ fn kubeconfig(version: &str) -> String {
 #[ignore = "needs the lab: make test"]
 fn tokens_on_both_versions() {
     for version in [OLD, NEW] {
-        let world = World::new(
-            "tokens",
-            version,
-            &["{name: tokens, address: 192.168.3.150/24}"],
-            |spec| spec,
-        );
-        let admin = kubeconfig(version);
-        let with = |args: &[&str]| world.run(&[args, &["--kubeconfig", &admin]].concat());
-        let made = with(&[
+        let user = User::of(version);
+        let made = user.run(&[
             "token",
             "create",
             "--ttl",
@@ -35,75 +49,49 @@ fn tokens_on_both_versions() {
             "--extra-group",
             "system:bootstrappers:test",
         ]);
-        assert_eq!(made.code, 0, "{}", made.stderr);
-        let token = made.stdout.trim().to_owned();
+        made.exits(Exit::Done);
+        let token = made.stdout.trim();
         let (id, secret) = token.split_once('.').unwrap();
         // The API server itself takes its bearer for system:bootstrap:<id>, and knows nobody by another secret.
-        let whoami = |bearer: &str| {
-            let ca = kubernetes(version).join("pki/ca.crt");
-            let server = if version == OLD {
-                "https://192.168.3.102:6443"
-            } else {
-                "https://192.168.3.101:6443"
-            };
-            let url = format!("{server}/api/v1/nodes");
-            let output = std::process::Command::new("curl")
-                .args([
-                    "-s",
-                    "--cacert",
-                    ca.to_str().unwrap(),
-                    "-H",
-                    &format!("Authorization: Bearer {bearer}"),
-                    &url,
-                ])
-                .output()
-                .unwrap();
-            text(&output)
-        };
         eventually(Duration::from_secs(20), "the token to be known", || {
-            whoami(&token).contains(&format!("User \\\"system:bootstrap:{id}\\\""))
+            who_is(version, token).contains(&format!("User \\\"system:bootstrap:{id}\\\""))
         });
-        assert!(!whoami(&format!("{id}.{}", "0".repeat(16))).contains("system:bootstrap"));
-        let list = with(&["token", "list"]);
-        assert!(
-            list.stdout.contains(id)
-                && !list.stdout.contains(secret)
-                && list.stdout.contains("a test"),
-            "{}",
-            list.stdout
-        );
-        assert!(
-            with(&["token", "list", "--show-secrets"])
-                .stdout
-                .contains(secret)
-        );
-        let again = with(&["token", "create", &token]);
-        assert_eq!(
-            (again.code, again.stdout.as_str()),
-            (4, ""),
-            "a token is never replaced"
-        );
+        let wrong = format!("{id}.{}", "0".repeat(16));
+        assert!(!who_is(version, &wrong).contains("system:bootstrap"));
+        user.run(&["token", "list"])
+            .exits(Exit::Done)
+            .prints_all(&[id, "a test"])
+            .never_prints(secret);
+        user.run(&["token", "list", "--show-secrets"])
+            .exits(Exit::Done)
+            .prints(secret);
+        // A token is never replaced.
+        user.run(&["token", "create", token])
+            .exits(Exit::Unfit)
+            .prints_nothing();
         // The manifest is one that kubectl takes as it is.
-        let manifest = world.run(&[
-            "token",
-            "create",
-            "398c7c.b18a35f794625922",
-            "--ttl",
-            "0",
-            "--dry-run",
-            "-o",
-            "yaml",
-        ]);
-        let file = world.dir.path().join("token.yaml");
-        fs::write(&file, &manifest.stdout).unwrap();
-        let applied = kubectl_output(
-            version,
-            &["create", "--validate=false", "-f", file.to_str().unwrap()],
-        );
-        assert!(applied.status.success(), "{}", text(&applied));
-        assert_eq!(with(&["token", "delete", "398c7c", &token]).code, 0);
-        assert!(!with(&["token", "list"]).stdout.contains(id));
+        let known = "398c7c.b18a35f794625922";
+        let manifest = ["token", "create", known, "--ttl", "0", "--dry-run"];
+        let manifest = user.home.run(&[&manifest[..], &["-o", "yaml"]].concat());
+        create(version, &manifest.exits(Exit::Done).stdout);
+        user.run(&["token", "delete", "398c7c", token])
+            .exits(Exit::Done);
+        user.run(&["token", "list"])
+            .exits(Exit::Done)
+            .never_prints(id);
     }
+}
+
+/// What the API server says to somebody with this bearer who asks for what they may not see.
+fn who_is(version: &str, bearer: &str) -> String {
+    let output = Command::new("curl")
+        .arg("-s")
+        .arg("--cacert")
+        .arg(kubernetes(version).join("pki/ca.crt"))
+        .args(["-H", &format!("Authorization: Bearer {bearer}")])
+        .arg(format!("{}/api/v1/nodes", server(version)))
+        .output();
+    text(&output.unwrap())
 }
 
 /// Chapter 7, on both versions: the file has the seed's names, works, and is nobody else's to read.
@@ -111,71 +99,43 @@ fn tokens_on_both_versions() {
 #[ignore = "needs the lab: make test"]
 fn the_bootstrap_kubeconfig_works() {
     for version in [OLD, NEW] {
-        let world = World::new(
-            "kubeconfig",
-            version,
-            &["{name: kubeconfig, address: 192.168.3.151/24}"],
-            |spec| spec,
-        );
-        let admin = kubeconfig(version);
-        let token = world
-            .run(&["token", "create", "--ttl", "10m", "--kubeconfig", &admin])
-            .stdout
-            .trim()
-            .to_owned();
-        let file = world.dir.path().join("bootstrap-kubelet.conf");
-        let path = file.to_str().unwrap();
+        let user = User::of(version);
+        let made = user.run(&["token", "create", "--ttl", "10m"]);
+        let token = made.exits(Exit::Done).stdout.trim();
+        let path = user.home.file("bootstrap-kubelet.conf");
         let write = [
             "kubeconfig",
             "bootstrap",
-            "--kubeconfig",
-            &admin,
             "--token",
-            &token,
+            token,
             "--write",
-            path,
+            &path,
         ];
-        assert_eq!(world.run(&write).code, 0);
-        assert_eq!(
-            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions())
-                & 0o777,
-            0o600
-        );
+        user.run(&write).exits(Exit::Done);
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let before = fs::read_to_string(&path).unwrap();
+        let again = user.run(&write);
         assert_ne!(
-            world.run(&write).code,
-            0,
+            again.code,
+            Some(Exit::Done as i32),
             "a file that exists is not overwritten"
         );
-        let kubectl = std::path::PathBuf::from(std::env::var("NODEGRAFT_LAB_KUBERNETES").unwrap())
-            .join(NEW)
-            .join("kubectl");
-        let run = |args: &[&str]| {
-            text(
-                &std::process::Command::new(&kubectl)
-                    .args(["--kubeconfig", path])
-                    .args(args)
-                    .output()
-                    .unwrap(),
-            )
-        };
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
+        let run = |args: &[&str]| text(&kubectl_as(&path, args));
         assert_eq!(
             run(&["config", "current-context"]).trim(),
             "kubelet-bootstrap@kubernetes"
         );
+        let names = "jsonpath={.clusters[0].name} {.users[0].name}";
         assert_eq!(
-            run(&[
-                "config",
-                "view",
-                "-o",
-                "jsonpath={.clusters[0].name} {.users[0].name}"
-            ])
-            .trim(),
+            run(&["config", "view", "-o", names]).trim(),
             "kubernetes kubelet-bootstrap"
         );
         eventually(Duration::from_secs(20), "the token to be known", || {
             run(&["get", "--raw", "/api/v1/nodes"]).contains("system:bootstrap:")
         });
-        world.run(&["token", "delete", &token, "--kubeconfig", &admin]);
+        user.run(&["token", "delete", token]).exits(Exit::Done);
     }
 }
 
@@ -183,89 +143,40 @@ fn the_bootstrap_kubeconfig_works() {
 #[test]
 #[ignore = "needs the lab: make test"]
 fn access_is_checked_granted_and_revoked() {
-    let _grants = GRANTS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _grants = grants();
+    // A group of this test's own: the wide one would let other tests in.
+    let group = ["--group", "system:bootstrappers:access-test"];
+    let grant = ["access", "grant", "--no-auto-approve"];
     for version in [OLD, NEW] {
-        let world = World::new(
-            "access",
-            version,
-            &["{name: access, address: 192.168.3.152/24}"],
-            |spec| spec,
-        );
-        let admin = kubeconfig(version);
-        let with = |args: &[&str]| world.run(&[args, &["--kubeconfig", &admin]].concat());
+        let user = User::of(version);
         // The API server's own answer, not through nodegraft.
-        let review = world.dir.path().join("review.json");
+        let review = user.home.file("review.json");
         fs::write(
             &review,
             r#"{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"user":"system:bootstrap:abcdef","groups":["system:bootstrappers:access-test"],
                "resourceAttributes":{"verb":"create","group":"certificates.k8s.io","resource":"certificatesigningrequests"}}}"#,
         )
         .unwrap();
+        let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
         let may = || {
-            kubectl(
-                version,
-                &[
-                    "create",
-                    "--raw",
-                    "/apis/authorization.k8s.io/v1/subjectaccessreviews",
-                    "-f",
-                    review.to_str().unwrap(),
-                ],
-            )
-            .contains("\"allowed\":true")
+            kubectl(version, &["create", "--raw", reviews, "-f", &review])
+                .contains("\"allowed\":true")
         };
-        let before = with(&[
-            "access",
-            "check",
-            "--group",
-            "system:bootstrappers:access-test",
-        ]);
-        assert_eq!(before.code, 4);
-        assert!(
-            before.stdout.contains("no   tokens may ask")
-                && before.stdout.contains("nodegraft access grant"),
-            "{}",
-            before.stdout
-        );
+        let check = [&["access", "check"], &group[..]].concat();
+        user.run(&check)
+            .exits(Exit::Unfit)
+            .prints_all(&["no   tokens may ask", "nodegraft access grant"]);
         assert!(!may());
-        // A group of this test's own: the wide one would let other tests in.
-        let granted = with(&[
-            "access",
-            "grant",
-            "--no-auto-approve",
-            "--group",
-            "system:bootstrappers:access-test",
-        ]);
-        assert_eq!(granted.code, 0, "{}", granted.stderr);
+        user.run(&[&grant[..], &group].concat()).exits(Exit::Done);
         eventually(Duration::from_secs(20), "the binding to take effect", may);
-        let after = with(&[
-            "access",
-            "check",
-            "--group",
-            "system:bootstrappers:access-test",
-        ]);
-        assert_eq!(after.code, 0);
-        assert!(
-            after
-                .stdout
-                .contains("yes  tokens may ask for certificates  (by kubelet-bootstrap)"),
-            "{}",
-            after.stdout
-        );
-        let another = with(&[
-            "access",
-            "grant",
-            "--no-auto-approve",
-            "--group",
-            "system:bootstrappers:other",
-        ]);
-        assert_ne!(
-            another.code, 0,
-            "a binding of another group is not replaced"
-        );
-        assert_eq!(with(&["access", "revoke"]).code, 0);
+        user.run(&check)
+            .exits(Exit::Done)
+            .prints("yes  tokens may ask for certificates  (by kubelet-bootstrap)");
+        // A binding of another group is not replaced.
+        let other = ["--group", "system:bootstrappers:other"];
+        let another = user.run(&[&grant[..], &other].concat());
+        assert_ne!(another.code, Some(Exit::Done as i32), "{another}");
+        user.run(&["access", "revoke"]).exits(Exit::Done);
         eventually(Duration::from_secs(20), "the binding to be gone", || !may());
         // The seed's own command makes a binding without our mark: `revoke` leaves it.
         kubectl(
@@ -278,11 +189,9 @@ fn access_is_checked_granted_and_revoked() {
                 "--group=system:bootstrappers:access-test",
             ],
         );
-        assert!(
-            with(&["access", "revoke"])
-                .stdout
-                .contains("kubelet-bootstrap: none of ours")
-        );
+        user.run(&["access", "revoke"])
+            .exits(Exit::Done)
+            .prints("kubelet-bootstrap: none of ours");
         assert!(may());
         kubectl(
             version,
@@ -297,8 +206,6 @@ fn access_is_checked_granted_and_revoked() {
 #[ignore = "needs the lab: make test"]
 fn a_drain_respects_disruption_budgets() {
     for (version, policy) in [(OLD, "policy/v1beta1"), (NEW, "policy/v1")] {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("pods.yaml");
         let pod = |name: &str, more: &str| {
             format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: {name}}}{more}}}\nspec:\n  nodeName: drained\n  terminationGracePeriodSeconds: 0\n  automountServiceAccountToken: false\n  containers: [{{name: c, image: none}}]\n"
@@ -312,42 +219,21 @@ fn a_drain_respects_disruption_budgets() {
             pod("kept", ""),
             pod("daemon", owner)
         );
-        fs::write(&file, manifest).unwrap();
+        let account = "/api/v1/namespaces/default/serviceaccounts/default";
         eventually(
             Duration::from_secs(60),
             "the default service account",
-            || {
-                kubectl_output(
-                    version,
-                    &[
-                        "get",
-                        "--raw",
-                        "/api/v1/namespaces/default/serviceaccounts/default",
-                    ],
-                )
-                .status
-                .success()
-            },
+            || kubernetes::exists(version, account),
         );
-        kubectl(
-            version,
-            &["create", "--validate=false", "-f", file.to_str().unwrap()],
-        );
+        create(version, &manifest);
         for name in ["free", "kept", "daemon"] {
             let status =
                 r#"{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#;
             patch_status(version, name, status);
         }
+        let keep = format!("/apis/{policy}/namespaces/default/poddisruptionbudgets/keep");
         eventually(Duration::from_secs(60), "the budget to be counted", || {
-            let budget = kubectl(
-                version,
-                &[
-                    "get",
-                    "--raw",
-                    &format!("/apis/{policy}/namespaces/default/poddisruptionbudgets/keep"),
-                ],
-            );
-            budget.contains("\"currentHealthy\":1")
+            kubernetes::get(version, &keep)["status"]["currentHealthy"] == 1
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -356,7 +242,7 @@ fn a_drain_respects_disruption_budgets() {
         let drain = |limit| {
             runtime.block_on(async {
                 let cluster = Cluster::from_text(
-                    &fs::read_to_string(kubernetes(version).join("admin.conf")).unwrap(),
+                    &fs::read_to_string(admin(version)).unwrap(),
                     "the lab",
                     None,
                 )
@@ -382,38 +268,20 @@ fn a_drain_respects_disruption_budgets() {
                 && all.contains("budget"),
             "{all}"
         );
-        let cordoned = || {
-            kubectl(version, &["get", "--raw", "/api/v1/nodes/drained"])
-                .contains("\"unschedulable\":true")
-        };
+        let cordoned =
+            || kubernetes::get(version, "/api/v1/nodes/drained")["spec"]["unschedulable"] == true;
         assert!(
             !cordoned(),
             "a drain that was given up left the Node cordoned"
         );
         let exists = |name: &str| {
-            kubectl_output(
-                version,
-                &[
-                    "get",
-                    "--raw",
-                    &format!("/api/v1/namespaces/default/pods/{name}"),
-                ],
-            )
-            .status
-            .success()
+            kubernetes::exists(version, &format!("/api/v1/namespaces/default/pods/{name}"))
         };
         assert!(
             exists("kept") && exists("daemon"),
             "a pod that must stay is gone"
         );
-        kubectl(
-            version,
-            &[
-                "delete",
-                "--raw",
-                &format!("/apis/{policy}/namespaces/default/poddisruptionbudgets/keep"),
-            ],
-        );
+        kubectl(version, &["delete", "--raw", &keep]);
         drain(30).unwrap();
         assert!(cordoned());
         eventually(
@@ -433,12 +301,10 @@ fn a_drain_respects_disruption_budgets() {
 fn patch_status(version: &str, pod: &str, status: &str) {
     let dir = kubernetes(version);
     let path = |name: &str| dir.join(name).display().to_string();
-    let server = if version == OLD {
-        "https://192.168.3.102:6443"
-    } else {
-        "https://192.168.3.101:6443"
-    };
-    let url = format!("{server}/api/v1/namespaces/default/pods/{pod}/status");
+    let url = format!(
+        "{}/api/v1/namespaces/default/pods/{pod}/status",
+        server(version)
+    );
     must(
         "curl",
         &[
@@ -470,16 +336,20 @@ struct Conversation {
 
 impl Conversation {
     fn begin(world: &World, template: &str) -> Self {
-        use std::process::{Command, Stdio};
-        let uri = std::env::var("NODEGRAFT_LAB_URI").unwrap();
+        use std::process::Stdio;
+        let create = world.command(&[]);
         let line = format!(
-            "{} create --uri '{uri}' --pool kvmimage --bridge br0 --template {template}",
-            env!("CARGO_BIN_EXE_nodegraft")
+            "{} create --uri '{}' --pool {POOL} --bridge br0 --template {template}",
+            create.get_program().display(),
+            uri()
         );
         let mut child = Command::new("script")
             .args(["-qfec", &line, "/dev/null"])
-            .env("HOME", world.dir.path())
-            .env("NODEGRAFT_STATE_DIR", world.dir.path().join("state"))
+            .envs(
+                create
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
             .env("TERM", "xterm")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -519,20 +389,11 @@ impl Conversation {
     }
 }
 
-fn machine(name: &'static str, address: &str) -> World {
-    World::new(
-        name,
-        NEW,
-        &[&format!("{{name: {address}, address: {address}/24}}")],
-        |spec| spec.replace("cluster:\n", "cluster:\n  join: false\n"),
-    )
-}
-
 /// Chapter 2, `create_vm.sh`: prompt by prompt. A wrong answer is asked for again.
 #[test]
 #[ignore = "needs the lab: make test"]
 fn create_asks_what_the_flags_leave_open() {
-    let world = machine("default", "192.168.3.153");
+    let world = World::tiny("default").node("192.168.3.153", 153);
     let mut create = Conversation::begin(&world, "tiny.qcow2");
     let begun = create.wait_for("Name of the VM");
     assert!(
@@ -554,21 +415,15 @@ fn create_asks_what_the_flags_leave_open() {
     );
     create.answer("y", "ssh -i ");
     assert!(create.ends_well());
-    assert_eq!(
-        super::virsh(&["domstate", "192.168.3.153"]).trim(),
-        "running"
-    );
+    assert!(runs("192.168.3.153"));
     assert_eq!(
         world.guest("192.168.3.153", "hostname").trim(),
         "node-192-168-3-153"
     );
     // The spec it kept is one that `down` takes.
-    let kept = world
-        .dir
-        .path()
-        .join("state/default/192.168.3.153/spec.yaml");
-    assert_eq!(world.run(&["down", "-f", kept.to_str().unwrap()]).code, 0);
-    world.assert_nothing_left();
+    let kept = world.file("state/default/192.168.3.153/spec.yaml");
+    world.run(&["down", "-f", &kept]).exits(Exit::Done);
+    world.down();
 }
 
 /// For the seed's own template it shows the seed's own file, and `n` makes nothing.
@@ -582,21 +437,9 @@ fn create_shows_the_seeds_ifcfg_for_the_seeds_template() {
         "--backing-vol-format",
         "qcow2",
     ];
-    super::virsh(
-        &[
-            &[
-                "vol-create-as",
-                "kvmimage",
-                template,
-                "3G",
-                "--format",
-                "qcow2",
-            ][..],
-            &base,
-        ]
-        .concat(),
-    );
-    let world = machine("declined", "192.168.3.154");
+    let volume = ["vol-create-as", POOL, template, "3G", "--format", "qcow2"];
+    virsh(&[&volume[..], &base].concat());
+    let world = World::tiny("declined").node("192.168.3.154", 154);
     let mut create = Conversation::begin(&world, template);
     create.wait_for("Name of the VM");
     for (answer, next) in [
@@ -617,7 +460,11 @@ fn create_shows_the_seeds_ifcfg_for_the_seeds_template() {
     assert!(shown.contains(ifcfg), "{shown}");
     create.answer("n", "nothing was made");
     assert!(!create.ends_well());
-    assert!(!super::virsh(&["list", "--all", "--name"]).contains("192.168.3.154"));
-    assert!(!super::virsh(&["vol-list", "kvmimage"]).contains("nodegraft.default.192.168.3.154"));
-    super::virsh(&["vol-delete", "--pool", "kvmimage", template]);
+    assert!(!has_domain("192.168.3.154"));
+    assert!(
+        volumes(POOL)
+            .iter()
+            .all(|name| !name.starts_with("nodegraft.default.192.168.3.154"))
+    );
+    virsh(&["vol-delete", "--pool", POOL, template]);
 }

@@ -69,7 +69,7 @@ pub enum Access {
     Ensure,
     /// Bind nothing; refuse to start where access is missing.
     Require,
-    /// Neither check nor bind (the experiment of the seed's chapter 9).
+    /// Neither check nor bind.
     None,
 }
 
@@ -153,7 +153,7 @@ macro_rules! with_settings {
             pub dns: Option<Vec<IpAddr>>,
             pub search: Option<Vec<String>>,
             pub mtu: Option<Spanned<u32>>,
-            pub clone: Option<Clone>,
+            pub clone: Option<CloneMode>,
             pub first_boot: Option<FirstBoot>,
             pub kubelet: Option<Spanned<Kubelet>>,
             #[serde(default)]
@@ -202,7 +202,7 @@ pub struct Settings<'a> {
     pub dns: Option<&'a [IpAddr]>,
     pub search: Option<&'a [String]>,
     pub mtu: Option<&'a Spanned<u32>>,
-    pub clone: Option<Clone>,
+    pub clone: Option<CloneMode>,
     pub first_boot: Option<FirstBoot>,
     pub kubelet: Option<&'a Spanned<Kubelet>>,
     pub vars: &'a BTreeMap<String, serde_json::Value>,
@@ -213,7 +213,7 @@ pub struct Settings<'a> {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Clone {
+pub enum CloneMode {
     /// A thin qcow2 overlay on the template volume.
     #[default]
     Overlay,

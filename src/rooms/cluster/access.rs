@@ -1,4 +1,4 @@
-//! What the bearers of our tokens may do (the seed's chapter 8), asked of the API server itself.
+//! What the bearers of our tokens may do, asked of the API server itself.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,12 @@ use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams, PostParams};
 
-use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::call::{PATIENCE, delete, insist, within};
+use super::error::is_forbidden;
 use super::list::list;
 use super::{CLUSTER_ANNOTATION, Cluster, MANAGED_BY, is_managed};
 use crate::core::error::{Error, Result, one_line};
+use crate::core::ownership::{Bound, bound};
 
 /// Every node with a certificate is in it.
 pub const NODES: &str = "system:nodes";
@@ -143,20 +145,20 @@ impl Cluster {
             Some(found) if same(&found) => {
                 Ok(failure.tried_before && is_managed(found.metadata.labels.as_ref()))
             }
-            Some(_) => Err(Error::new(what)
-                .because(Error::new(format!(
+            Some(_) => Err(Error::unfit(what)
+                .because(format!(
                     "there is another ClusterRoleBinding {}",
                     binding.name
-                )))
+                ))
                 .with_help(format!(
                     "look at it: kubectl get clusterrolebinding {} -o yaml",
                     binding.name
                 ))),
-            None => Err(Error::new(what)
-                .because(Error::new(format!(
+            None => Err(Error::unfit(what)
+                .because(format!(
                     "somebody removes the ClusterRoleBinding {} at the same time",
                     binding.name
-                )))
+                ))
                 .with_help("run the same command again")),
         }
     }
@@ -242,7 +244,7 @@ impl Cluster {
         let of_cluster = |node: &super::node::Node| {
             node.owner
                 .as_ref()
-                .is_some_and(|owner| owner.cluster == cluster)
+                .is_some_and(|owner| owner.is_of(cluster))
         };
         if needed_by == NeededBy::NodesAndTokens
             && let Some(node) = self.all_nodes().await?.into_iter().find(of_cluster)
@@ -253,7 +255,7 @@ impl Cluster {
             .our_tokens()
             .await?
             .into_iter()
-            .find(|token| token.owner.cluster == cluster);
+            .find(|token| token.owner.is_of(cluster));
         Ok(token.map(|token| {
             format!(
                 "the node {} joins with the token {}",
@@ -296,20 +298,19 @@ pub enum Released {
 /// Why a binding of that name is not the one we made for a cluster.
 fn foreign(binding: &ClusterRoleBinding, cluster: &str) -> Option<String> {
     let name = binding.metadata.name.as_deref().unwrap_or_default();
-    let of = binding
+    let says = binding
         .metadata
         .annotations
         .as_ref()
         .and_then(|annotations| annotations.get(CLUSTER_ANNOTATION));
-    if !is_managed(binding.metadata.labels.as_ref()) {
-        return Some(format!(
+    let labelled = is_managed(binding.metadata.labels.as_ref());
+    match bound(cluster, labelled, says.map(String::as_str)) {
+        Bound::Ours => None,
+        Bound::Unlabelled => Some(format!(
             "the role binding {name} does not bear nodegraft's label"
-        ));
-    }
-    match of {
-        Some(of) if of == cluster => None,
-        Some(of) => Some(format!("the role binding {name} is of the cluster {of}")),
-        None => Some(format!(
+        )),
+        Bound::Other(of) => Some(format!("the role binding {name} is of the cluster {of}")),
+        Bound::Unnamed => Some(format!(
             "the role binding {name} does not say of which cluster it is"
         )),
     }
@@ -353,7 +354,7 @@ impl Binding {
         }
     }
 
-    /// What `access grant` makes: the seed's chapter 8, and approval of clients and renewals.
+    /// What `access grant` makes: the right to ask, and approval of clients and renewals.
     pub fn granted(group: &str, auto_approve: bool) -> Vec<Self> {
         let binding = |name: &str, right: Right, group: &str| Self {
             name: name.to_owned(),
@@ -414,20 +415,20 @@ pub fn binding_name(cluster: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What the seed's chapter 8 makes with `kubectl create clusterrolebinding`, but for our label.
+    /// What `kubectl create clusterrolebinding` makes, but for our label.
     #[test]
     fn access_is_granted_as_the_seed_grants_it() {
         let [binding] = &Binding::granted(BOOTSTRAPPERS, false)[..] else {
-            panic!("there is more than the seed's one")
+            panic!("there is more than one")
         };
-        let seed = serde_json::json!({
+        let expected = serde_json::json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
             "metadata": {"name": "kubelet-bootstrap", "labels": {"app.kubernetes.io/managed-by": "nodegraft"}},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-bootstrapper"},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:bootstrappers"}],
         });
-        assert_eq!(serde_json::to_value(binding.object()).unwrap(), seed);
+        assert_eq!(serde_json::to_value(binding.object()).unwrap(), expected);
     }
 
     #[test]

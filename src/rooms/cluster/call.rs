@@ -2,9 +2,7 @@
 //! way (a connection refused or cut, a server that is busy or starting) is waited out; an answer is returned at once,
 //! whatever it says.
 
-use std::error::Error as StdError;
 use std::fmt::Debug;
-use std::io;
 use std::time::Duration;
 
 use kube::api::{Api, DeleteParams, Preconditions};
@@ -12,12 +10,11 @@ use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::core::error::{Error, Exit, Result};
+use super::error::{Failure, Unanswered};
+use crate::core::error::{Error, Result};
 
 /// What one try may take.
 const TRY: Duration = Duration::from_secs(10);
-/// The shortest pause after a 429 that names none; the API server's own header says the same.
-const BUSY: Duration = Duration::from_secs(1);
 
 /// How long trouble is waited out.
 #[derive(Debug, Clone, Copy)]
@@ -56,113 +53,83 @@ impl Backoff {
     }
 }
 
-/// Why a call failed, in one clause.
+/// A call that failed, perhaps after several tries.
 #[derive(Debug, thiserror::Error)]
-#[error("{clause}")]
-pub(super) struct Failure {
-    clause: String,
-    kind: Kind,
+#[error("{failure}")]
+pub(super) struct Tried {
+    failure: Failure,
     /// Trouble was waited out for so long in vain.
     waited: Option<Duration>,
     /// A try before this one was cut off: the API server may have done it already.
     pub(super) tried_before: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// The API server's own word, by its HTTP status.
-    Answer(u16),
-    /// A pod's disruption budget forbids its eviction.
-    Budget,
-    /// Nothing that another try would change: a certificate that is not trusted, an answer that makes no sense.
-    Lasting,
-    /// Nobody answers at the address.
-    Nobody,
-    /// It passes.
-    Passing { after: Option<Duration> },
-}
-
-impl Failure {
-    fn new(kind: Kind, clause: impl Into<String>) -> Self {
+impl From<Failure> for Tried {
+    fn from(failure: Failure) -> Self {
         Self {
-            clause: clause.into(),
-            kind,
+            failure,
             waited: None,
             tried_before: false,
         }
     }
+}
 
+impl Tried {
     /// The HTTP status of an answer, such as 404.
     pub(super) fn code(&self) -> Option<u16> {
-        match self.kind {
-            Kind::Answer(code) => Some(code),
-            _ => None,
-        }
+        self.failure.status()
     }
 
     /// Whether an eviction is refused for the sake of a disruption budget.
     pub(super) fn is_budget(&self) -> bool {
-        self.kind == Kind::Budget
+        matches!(self.failure, Failure::Budget(_))
     }
 
     /// Whether another try may go better.
     pub(super) fn passes(&self) -> bool {
-        matches!(self.kind, Kind::Passing { .. } | Kind::Nobody)
+        self.failure.passes()
     }
 
     /// How long to wait before the next try.
     pub(super) fn pause(&self, backoff: &mut Backoff) -> Duration {
         let usual = backoff.next();
-        match self.kind {
-            Kind::Passing { after: Some(after) } => usual.max(after),
+        match self.failure {
+            Failure::Busy {
+                after: Some(after), ..
+            } => usual.max(after),
             _ => usual,
         }
     }
 
     /// The error of what was being done.
     pub(super) fn during(self, what: impl Into<String>) -> Error {
-        let error = Error::new(what).with_exit(Exit::Unfit);
         match self.waited {
-            None => error.because(self),
-            Some(waited) => error
-                .because(
-                    Error::new(format!(
-                        "the API server did not answer within {} s",
-                        waited.as_secs()
-                    ))
-                    .because(self),
-                )
-                .with_help("is the API server well? run the same command again when it answers"),
+            None => Error::during(what, self.failure),
+            Some(waited) => Error::during(
+                what,
+                Unanswered {
+                    seconds: waited.as_secs(),
+                    last: self.failure,
+                },
+            ),
         }
     }
-}
-
-/// Whether the API server answered that we may not.
-pub fn is_forbidden(error: &Error) -> bool {
-    chain(error).any(|cause| {
-        cause
-            .downcast_ref::<Failure>()
-            .is_some_and(|failure| failure.code() == Some(403))
-    })
 }
 
 /// One try.
 pub(super) async fn once<T>(
     call: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, Failure> {
+) -> Result<T, Tried> {
     once_within(TRY, call).await
 }
 
 async fn once_within<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, Failure> {
+) -> Result<T, Tried> {
     match tokio::time::timeout(limit, call).await {
-        Ok(result) => result.map_err(|error| failure(&error)),
-        Err(_) => Err(Failure::new(
-            Kind::Passing { after: None },
-            "no answer in time",
-        )),
+        Ok(result) => result.map_err(|error| Failure::from(&error).into()),
+        Err(_) => Err(Failure::Silent.into()),
     }
 }
 
@@ -170,7 +137,7 @@ async fn once_within<T>(
 pub(super) async fn insist<T, F>(
     patience: Patience,
     mut call: impl FnMut() -> F,
-) -> Result<T, Failure>
+) -> Result<T, Tried>
 where
     F: Future<Output = Result<T, kube::Error>>,
 {
@@ -181,17 +148,17 @@ where
         let left = until.saturating_duration_since(Instant::now());
         let failure = match once_within(TRY.min(left), call()).await {
             Ok(value) => return Ok(value),
-            Err(failure) => Failure {
+            Err(tried) => Tried {
                 tried_before,
-                ..failure
+                ..tried
             },
         };
-        if !failure.passes() || (failure.kind == Kind::Nobody && patience.nobody_is_an_answer) {
+        if !failure.passes() || (failure.failure.is_nobody() && patience.nobody_is_an_answer) {
             return Err(failure);
         }
         let pause = failure.pause(&mut backoff);
         if Instant::now() + pause >= until {
-            return Err(Failure {
+            return Err(Tried {
                 waited: Some(patience.limit),
                 ..failure
             });
@@ -276,136 +243,16 @@ where
         .is_some_and(|found| found.uid().as_deref() == Some(uid))
     {
         if Instant::now() >= until {
-            return Err(Error::new(what)
-                .because(Error::new(format!(
+            return Err(Error::leftover(what)
+                .because(format!(
                     "{} s after its deletion it is still held by its finalizers: {finalizers}",
                     LIMIT.as_secs()
-                )))
+                ))
                 .with_help("it goes as soon as whoever set them lets go of it"));
         }
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
-}
-
-fn failure(error: &kube::Error) -> Failure {
-    match error {
-        kube::Error::Api(status) => answer(status),
-        kube::Error::SerdeError(error) if error.is_eof() => {
-            Failure::new(Kind::Passing { after: None }, CUT)
-        }
-        kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => {
-            trouble(error)
-        }
-        _ => Failure::new(Kind::Lasting, one_clause(&deepest(error).to_string())),
-    }
-}
-
-const CUT: &str = "the connection was cut";
-
-/// What the API server, or a proxy before it, answers.
-fn answer(status: &kube::core::Status) -> Failure {
-    let told = one_clause(&status.message);
-    // A proxy's page is no clause.
-    let told = if told.starts_with('<') {
-        String::new()
-    } else {
-        told
-    };
-    let passing = |after| {
-        let clause = if told.is_empty() {
-            format!("HTTP {}", status.code)
-        } else {
-            format!("HTTP {}: {told}", status.code)
-        };
-        Failure::new(Kind::Passing { after }, clause)
-    };
-    let asked = status
-        .details
-        .as_ref()
-        .map(|details| details.retry_after_seconds)
-        .filter(|seconds| *seconds > 0);
-    let asked = asked.map(|seconds| Duration::from_secs(seconds.into()));
-    // The cause names the budget and counts its pods; older API servers have only the message.
-    let budget = status
-        .details
-        .iter()
-        .flat_map(|details| &details.causes)
-        .find(|cause| cause.reason == "DisruptionBudget");
-    match status.code {
-        429 if budget.is_some() || told.contains("disruption budget") => Failure::new(
-            Kind::Budget,
-            budget.map_or(told, |cause| one_clause(&cause.message)),
-        ),
-        429 => passing(Some(asked.unwrap_or(BUSY))),
-        500 | 502 | 503 | 504 => passing(asked),
-        code => Failure::new(
-            Kind::Answer(code),
-            if told.is_empty() {
-                format!("HTTP {code}")
-            } else {
-                told
-            },
-        ),
-    }
-}
-
-/// What happened on the way.
-fn trouble(error: &kube::Error) -> Failure {
-    let passing = |clause: &str| Failure::new(Kind::Passing { after: None }, clause);
-    let nobody = |clause: &str| Failure::new(Kind::Nobody, clause);
-    let text = deepest(error).to_string();
-    if text.contains("certificate") {
-        return Failure::new(Kind::Lasting, one_clause(&text));
-    }
-    // hyper-util's errors have no public kinds, but say where they happened.
-    let connecting = chain(error).any(|error| error.to_string().contains("(Connect)"));
-    let kind = chain(error)
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .last()
-        .map(io::Error::kind);
-    match kind {
-        Some(io::ErrorKind::ConnectionRefused) => nobody("connection refused"),
-        Some(
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof,
-        ) => passing(CUT),
-        Some(io::ErrorKind::TimedOut) if connecting => nobody("no connection within 5 s"),
-        Some(io::ErrorKind::TimedOut) => passing("no answer in time"),
-        _ if connecting => nobody(&one_clause(&text)),
-        None => passing(CUT),
-        Some(_) => passing(&one_clause(&text)),
-    }
-}
-
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
-        (**error).source()
-    })
-}
-
-pub fn deepest<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    chain(error).last().unwrap_or(error)
-}
-
-/// The first line that says something, without its full stop.
-pub fn one_clause(text: &str) -> String {
-    let line = text
-        .lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or_default();
-    let clause: String = line
-        .strip_suffix('.')
-        .unwrap_or(line)
-        .chars()
-        .take(400)
-        .collect();
-    clause
 }
 
 #[cfg(test)]
@@ -415,6 +262,7 @@ mod tests {
     use kube::core::Status;
     use kube::core::response::StatusDetails;
     use std::collections::VecDeque;
+    use std::io;
 
     fn status(code: u16, message: &str) -> kube::Error {
         kube::Error::Api(Status::failure(message, "Reason").with_code(code).boxed())
@@ -446,7 +294,7 @@ mod tests {
     async fn tried(
         patience: Patience,
         answers: Vec<fn() -> Result<u8, kube::Error>>,
-    ) -> (Result<u8, Failure>, Duration, usize) {
+    ) -> (Result<u8, Tried>, Duration, usize) {
         let begun = Instant::now();
         let mut answers = VecDeque::from(answers);
         let mut tries = 0;
@@ -479,7 +327,7 @@ mod tests {
             (1, Duration::from_millis(750), 3)
         );
         for answer in [401, 403, 404, 409, 410, 422] {
-            let failure = failure(&status(answer, "no"));
+            let failure = Tried::from(Failure::from(&status(answer, "no")));
             assert_eq!((failure.code(), failure.passes()), (Some(answer), false));
         }
         let (result, took, tries) = tried(
@@ -509,7 +357,7 @@ mod tests {
             ],
         )
         .await;
-        assert_eq!(took, BUSY);
+        assert_eq!(took, Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -570,73 +418,7 @@ mod tests {
         assert_eq!((result.unwrap(), tries), (1, 2));
         let (result, took, _) =
             tried(FIRST_CALL, vec![|| Err(io(io::ErrorKind::UnexpectedEof))]).await;
-        assert_eq!(result.unwrap_err().to_string(), CUT);
+        assert_eq!(result.unwrap_err().to_string(), "the connection was cut");
         assert!(took <= Duration::from_secs(15), "{took:?}");
-    }
-
-    #[test]
-    fn failures_are_told_in_one_clause() {
-        let untrusted = io::Error::new(
-            io::ErrorKind::InvalidData,
-            "invalid peer certificate: UnknownIssuer",
-        );
-        let cases = [
-            (
-                status(403, "nodes is forbidden: User \"x\" cannot list"),
-                "nodes is forbidden: User \"x\" cannot list",
-                false,
-            ),
-            (status(503, ""), "HTTP 503", true),
-            (
-                status(502, "<html>\n<h1>Bad gateway</h1>"),
-                "HTTP 502",
-                true,
-            ),
-            (
-                status(429, "Too many requests, please try again later."),
-                "HTTP 429: Too many requests, please try again later",
-                true,
-            ),
-            (
-                kube::Error::Service(Box::new(untrusted)),
-                "invalid peer certificate: UnknownIssuer",
-                false,
-            ),
-            (io(io::ErrorKind::ConnectionReset), CUT, true),
-            (
-                io(io::ErrorKind::ConnectionRefused),
-                "connection refused",
-                true,
-            ),
-            (
-                kube::Error::SerdeError(serde_json::from_str::<u8>("").unwrap_err()),
-                CUT,
-                true,
-            ),
-            (
-                kube::Error::SerdeError(serde_json::from_str::<u8>("x").unwrap_err()),
-                "expected value at line 1 column 1",
-                false,
-            ),
-        ];
-        for (error, clause, passes) in cases {
-            let failure = failure(&error);
-            assert_eq!(
-                (failure.to_string().as_str(), failure.passes()),
-                (clause, passes)
-            );
-        }
-    }
-
-    #[test]
-    fn a_budget_is_told_from_a_busy_server() {
-        assert!(
-            failure(&status(
-                429,
-                "Cannot evict pod as it would violate the pod's disruption budget."
-            ))
-            .is_budget()
-        );
-        assert!(!failure(&status(429, "Too many requests")).is_budget());
     }
 }

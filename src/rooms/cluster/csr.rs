@@ -13,7 +13,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::request::{CertReq, ExtensionReq};
 
 use super::Cluster;
-use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::call::{PATIENCE, delete, insist, within};
+use super::error::is_forbidden;
 use super::list::list;
 use super::token::user;
 use super::watch::watch_until;
@@ -217,8 +218,8 @@ impl Cluster {
         );
         let what = format!("approving the certificate request {name}");
         let refused = |why: String| {
-            Error::new(what.as_str())
-                .because(Error::new(why))
+            Error::unfit(what.as_str())
+                .because(why)
                 .with_help("nothing was approved")
         };
         for _ in 0..TRIES {

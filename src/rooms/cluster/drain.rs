@@ -214,7 +214,7 @@ impl Cluster {
             .find(|resource| resource.name == "pods/eviction");
         let version = eviction.and_then(|e| Some(format!("{}/{}", e.group?, e.version?)));
         version.ok_or_else(|| {
-            Error::new("the API server knows no eviction of pods")
+            Error::failed("the API server knows no eviction of pods")
                 .with_help("go on without a drain: --force")
         })
     }
@@ -258,7 +258,7 @@ fn pods_in_words(count: usize) -> String {
 
 fn not_drained(node: &str, limit: Duration, course: &Course) -> Error {
     let left = pods_in_words(course.left.len());
-    let error = Error::new(format!(
+    let error = Error::failed(format!(
         "{node} was not drained within {} s, with {left} left",
         limit.as_secs()
     ))
@@ -271,7 +271,7 @@ fn not_drained(node: &str, limit: Duration, course: &Course) -> Error {
     );
     match &course.held {
         Some(held) => error
-            .because(Error::new(held.clone()))
+            .because(held.clone())
             .with_help("give its PodDisruptionBudget room elsewhere, raise `--drain-timeout`, or go on regardless with `--force`"),
         None => error.with_help("they take long to end: raise `--drain-timeout`, or go on regardless with `--force`"),
     }

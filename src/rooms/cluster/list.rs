@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use kube::api::{Api, ListParams};
 use serde::de::DeserializeOwned;
 
-use super::call::{Failure, PATIENCE, insist};
+use super::call::{PATIENCE, Tried, insist};
 use crate::core::error::Result;
 
 /// Objects in one page: about 4 MB of Nodes.
@@ -35,7 +35,7 @@ where
 }
 
 /// The pages put together. All of them show one moment; if that is too long ago for the API server, it is begun anew.
-pub(super) async fn paged<K>(api: &Api<K>, wanted: &ListParams) -> Result<Listed<K>, Failure>
+pub(super) async fn paged<K>(api: &Api<K>, wanted: &ListParams) -> Result<Listed<K>, Tried>
 where
     K: Clone + DeserializeOwned + Debug,
 {

@@ -1,14 +1,15 @@
-//! The Kubernetes room, the only user of `kube`. `connect.rs` is the way in, `call.rs`, `list.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
+//! The Kubernetes room, the only user of `kube`. `call.rs`, `list.rs` and `watch.rs` have the patience, `token.rs` bootstrap tokens,
 //! `access.rs` what they may do, `csr.rs` certificate requests of either API version, `node.rs` Nodes and their leases,
 //! `difference.rs` what a Node should bear, `pod.rs` and `drain.rs` how pods leave it.
 //! A name proves nothing here: what is deleted is named by its UID as well.
 
 pub mod access;
 mod call;
-mod connect;
 pub mod csr;
 pub mod difference;
 pub mod drain;
+mod error;
+mod kubeconfig;
 mod list;
 pub mod node;
 pub mod pod;
@@ -16,10 +17,16 @@ pub mod token;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use base64::Engine as _;
 use kube::Client;
+use kube::config::Kubeconfig;
 
-pub use self::call::is_forbidden;
+use self::call::{FIRST_CALL, insist};
+pub use self::error::{Failure, is_forbidden};
+use self::kubeconfig::Access;
+use crate::core::error::{Context, Error, Result};
 use crate::core::ownership::Owner;
 
 /// The label on everything we make in the cluster.
@@ -49,27 +56,96 @@ pub struct Cluster {
     pub certificates: String,
 }
 
+impl Cluster {
+    /// Connects with a kubeconfig file, or several as `KUBECONFIG` lists them.
+    pub async fn from_files(paths: &[PathBuf], context: Option<&str>) -> Result<Self> {
+        let origin: Vec<String> = paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        Self::connect(kubeconfig::read(paths), &origin.join(":"), context).await
+    }
+
+    /// Connects with a kubeconfig's text; `origin` names it in messages.
+    pub async fn from_text(text: &str, origin: &str, context: Option<&str>) -> Result<Self> {
+        Self::connect(kubeconfig::parse(text), origin, context).await
+    }
+
+    /// Connects, and asks the API server for its version: wrong CA, wrong credentials and a server that is down show
+    /// here.
+    async fn connect(
+        kubeconfig: Result<Kubeconfig, kubeconfig::Failure>,
+        origin: &str,
+        context: Option<&str>,
+    ) -> Result<Self> {
+        let kubeconfig = kubeconfig.doing(format!("reading the kubeconfig {origin}"))?;
+        let Access { client, server, ca } = kubeconfig::access(kubeconfig, context)
+            .await
+            .doing(format!("using the kubeconfig {origin}"))?;
+        let version = insist(FIRST_CALL, || client.apiserver_version())
+            .await
+            .map_err(|tried| tried.during(format!("asking {server} for its version")))
+            .doing(format!("the API server {server} cannot be used"))?;
+        let groups = insist(FIRST_CALL, || client.list_api_groups())
+            .await
+            .map_err(|tried| tried.during("listing the API groups"))?;
+        let served: Vec<String> = groups
+            .groups
+            .into_iter()
+            .find(|group| group.name == "certificates.k8s.io")
+            .map(|group| group.versions.into_iter().map(|v| v.version).collect())
+            .unwrap_or_default();
+        let certificates = ["v1", "v1beta1"]
+            .into_iter()
+            .find(|v| served.iter().any(|s| s == v))
+            .ok_or_else(|| {
+                Error::unfit(format!(
+                    "{server} serves neither v1 nor v1beta1 of certificates.k8s.io"
+                ))
+                .with_help("a kubelet cannot get a certificate from this cluster")
+            })?;
+        let ca_pem: String = ca.iter().map(|der| pem(der)).collect();
+        Ok(Self {
+            client,
+            server,
+            ca_base64: base64::engine::general_purpose::STANDARD.encode(&ca_pem),
+            ca_pem,
+            version: version.git_version,
+            certificates: certificates.to_owned(),
+        })
+    }
+}
+
+fn pem(der: &[u8]) -> String {
+    let base64 = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = base64
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
+}
+
 /// The annotations that tell whose something is.
 fn annotations(owner: &Owner) -> BTreeMap<String, String> {
-    let pairs = [
-        (CLUSTER_ANNOTATION, &owner.cluster),
-        (NODE_ANNOTATION, &owner.node),
-        (INSTANCE_ANNOTATION, &owner.instance),
-    ];
-    pairs
+    [CLUSTER_ANNOTATION, NODE_ANNOTATION, INSTANCE_ANNOTATION]
         .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .zip(owner.parts())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
 }
 
 /// Whose something is by its annotations, if all of them are there.
 fn owner(annotations: Option<&BTreeMap<String, String>>) -> Option<Owner> {
     let text = |key: &str| annotations?.get(key).cloned();
-    Some(Owner {
-        cluster: text(CLUSTER_ANNOTATION)?,
-        node: text(NODE_ANNOTATION)?,
-        instance: text(INSTANCE_ANNOTATION)?,
-    })
+    Some(Owner::of(
+        text(CLUSTER_ANNOTATION)?,
+        text(NODE_ANNOTATION)?,
+        text(INSTANCE_ANNOTATION)?,
+    ))
 }
 
 /// Whether something bears the label of all that we make.

@@ -9,8 +9,9 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::call::{PATIENCE, delete, insist, is_forbidden, within};
+use super::call::{PATIENCE, delete, insist, within};
 use super::difference::{read_labels, read_taints, write_labels, write_taints};
+use super::error::is_forbidden;
 use super::list::list;
 use super::watch::watch_until;
 use super::{Cluster, LABELS_ANNOTATION, TAINTS_ANNOTATION, TOKEN_ANNOTATION, annotations, owner};
@@ -52,9 +53,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Whether it is the Node of this instance: its kubelet runs on the machine with that machine-id.
-    pub fn is_of(&self, instance: &str) -> bool {
-        !instance.is_empty() && self.machine_id == instance
+    /// Whether it is this owner's, by its machine.
+    pub fn is_of(&self, owner: &Owner) -> bool {
+        owner.is_machine(&self.machine_id)
     }
 
     /// The network plugin is all that is missing.
@@ -129,11 +130,11 @@ impl Cluster {
         let mut perhaps = Vec::new();
         loop {
             let found = within(what.as_str(), || api.get_opt(name)).await?;
-            let found =
-                found.ok_or_else(|| Error::new(what.as_str()).because(Error::new("it is gone")))?;
-            if !parse(&found).is_of(&owner.instance) {
-                return Err(Error::new(what.as_str())
-                    .because(Error::new("it is the Node of another machine now")));
+            let found = found.ok_or_else(|| Error::unfit(what.as_str()).because("it is gone"))?;
+            if !parse(&found).is_of(owner) {
+                return Err(
+                    Error::unfit(what.as_str()).because("it is the Node of another machine now")
+                );
             }
             let (patch, changes) = converged(&found, owner, token, labels, taints);
             if changes.is_empty() {
@@ -148,9 +149,7 @@ impl Cluster {
                 return Err(failure.during(what));
             }
             if Instant::now() >= until {
-                return Err(
-                    Error::new(what).because(Error::new("somebody else changes it all the time"))
-                );
+                return Err(Error::unfit(what).because("somebody else changes it all the time"));
             }
             if failure.tried_before {
                 perhaps = changes;
@@ -318,7 +317,7 @@ fn converged(
     let node = parse(found);
     let mut changes = Vec::new();
     if node.owner.as_ref() != Some(owner) {
-        changes.push(format!("marked as {} of {}", owner.node, owner.cluster));
+        changes.push(format!("marked as {owner}"));
     }
     changes.extend(
         node.differences(labels, taints)
@@ -421,20 +420,16 @@ mod tests {
 
     #[test]
     fn a_node_is_of_an_instance_by_its_machine_id_and_by_nothing_else() {
-        let mine = Owner {
-            cluster: "homelab".into(),
-            node: "n1".into(),
-            instance: "abc".into(),
-        };
+        let mine = Owner::of("homelab", "n1", "abc");
         let node = |machine_id: &str| Node {
             machine_id: machine_id.into(),
             owner: Some(mine.clone()),
             ..Node::default()
         };
-        assert!(node("abc").is_of("abc"));
-        assert!(!node("xyz").is_of("abc"), "an annotation is no proof");
+        assert!(node("abc").is_of(&mine));
+        assert!(!node("xyz").is_of(&mine), "an annotation is no proof");
         assert!(
-            !node("").is_of(""),
+            !node("").is_of(&Owner::of("homelab", "n1", "")),
             "a kubelet that has not told its machine-id is nobody's"
         );
     }
@@ -459,11 +454,7 @@ mod tests {
 
     #[test]
     fn one_update_makes_a_node_what_it_should_be_and_leaves_the_rest() {
-        let owner = Owner {
-            cluster: "homelab".into(),
-            node: "n1".into(),
-            instance: "abc".into(),
-        };
+        let owner = Owner::of("homelab", "n1", "abc");
         let labels = read_labels("disk=ssd");
         let taints = read_taints("gpu=b:NoSchedule");
         let (patch, changes) = converged(&kube_node(), &owner, Some("abcdef"), &labels, &taints);
@@ -498,11 +489,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_as_it_should_be_is_not_written() {
-        let owner = Owner {
-            cluster: "homelab".into(),
-            node: "n1".into(),
-            instance: "abc".into(),
-        };
+        let owner = Owner::of("homelab", "n1", "abc");
         let mut node = kube_node();
         node.metadata
             .annotations

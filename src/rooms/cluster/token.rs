@@ -1,4 +1,4 @@
-//! Bootstrap tokens (the seed's chapters 3, 4 and 6): `id.secret`, kept in a Secret of kube-system.
+//! Bootstrap tokens: `id.secret`, kept in a Secret of kube-system.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use super::call::{PATIENCE, delete, insist, within};
 use super::list::list;
 use super::{Cluster, MANAGED_BY, annotations, is_managed, owner};
 use crate::core::diagnosis::TokenState;
-use crate::core::error::{Error, Exit, Result};
+use crate::core::error::{Error, Result};
 use crate::core::ownership::Owner;
+use crate::core::random;
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const NAMESPACE: &str = "kube-system";
@@ -48,11 +49,10 @@ impl Token {
         };
         match text.split_once('.') {
             Some((id, secret)) if well(id, 6) && well(secret, 16) => Ok(Self { id: id.to_owned(), secret: secret.to_owned() }),
-            _ => Err(Error::new("this is not a bootstrap token")
+            _ => Err(Error::usage("this is not a bootstrap token")
                 .with_help(
                     "a token is six and sixteen lower-case letters or digits with a dot between; `nodegraft token generate` makes one",
-                )
-                .with_exit(Exit::Usage)),
+                )),
         }
     }
 
@@ -92,8 +92,7 @@ fn random(length: usize) -> Result<String> {
     let mut text = String::with_capacity(length);
     let mut bytes = [0_u8; 64];
     while text.len() < length {
-        getrandom::fill(&mut bytes)
-            .map_err(|error| Error::new(format!("the system's random source failed: {error}")))?;
+        random::fill(&mut bytes)?;
         // 252 is the largest multiple of 36 below 256: bytes above it would favour the first letters.
         text.extend(
             bytes
@@ -156,9 +155,8 @@ pub fn check_group(group: &str) -> Result<()> {
     if rest.ends_with(edge) && rest.chars().all(|c| edge(c) || c == ':' || c == '-') {
         return Ok(());
     }
-    Err(Error::new(format!("`{group}` cannot be a token's group"))
-        .with_help("it must start with `system:bootstrappers:` and go on with lower-case letters, digits, `:` and `-`")
-        .with_exit(Exit::Usage))
+    Err(Error::usage(format!("`{group}` cannot be a token's group"))
+        .with_help("it must start with `system:bootstrappers:` and go on with lower-case letters, digits, `:` and `-`"))
 }
 
 impl Token {
@@ -413,7 +411,7 @@ mod tests {
         }
     }
 
-    /// The Secret of the seed's chapter 6.
+    /// The Secret that Kubernetes documents for a bootstrap token.
     #[test]
     fn a_token_is_stored_as_the_seed_stores_it() {
         let terms = Terms {
@@ -427,7 +425,7 @@ mod tests {
                 .secret(&terms),
         )
         .unwrap();
-        let seed = serde_json::json!({
+        let expected = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": "bootstrap-token-398c7c", "namespace": "kube-system"},
@@ -439,6 +437,6 @@ mod tests {
                 "usage-bootstrap-signing": "true",
             },
         });
-        assert_eq!(secret, seed);
+        assert_eq!(secret, expected);
     }
 }

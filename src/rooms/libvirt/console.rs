@@ -13,16 +13,24 @@ use virt::domain::Domain;
 use virt::stream::Stream;
 use virt::sys;
 
-use super::{CONNECT_DEADLINE, Host, plain as plain_error};
-use crate::core::error::{Context, Error, Result};
+use super::{CONNECT_DEADLINE, Failure, Host, silent};
+use crate::core::error::{Context, Result, system_words};
 use crate::core::plain;
 
 const KEPT_LINES: usize = 200;
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What the guest printed.
+#[derive(Default)]
+struct Lines {
+    whole: VecDeque<String>,
+    /// The line that has not ended: a prompt, perhaps.
+    begun: String,
+}
+
 /// An open console. Closed when dropped.
 pub struct Console {
-    lines: Arc<Mutex<VecDeque<String>>>,
+    lines: Arc<Mutex<Lines>>,
     closed: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
 }
@@ -34,25 +42,24 @@ impl Host {
     /// 9.1 from sending anybody else's calls.
     pub async fn open_console(&self, uuid: &str, log: PathBuf) -> Result<Console> {
         let (uri, wanted) = (self.uri().to_owned(), uuid.to_owned());
-        let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let lines = Arc::new(Mutex::new(Lines::default()));
         let closed = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
         let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
-        let what = "opening the console";
         let opened = tokio::task::spawn_blocking(move || {
             let file = File::options()
                 .create(true)
                 .append(true)
                 .open(&log)
-                .doing(format!("opening {}", log.display()))?;
-            let conn = Connect::open(Some(&uri)).map_err(plain_error)?;
-            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(plain_error)?;
+                .map_err(|error| local(&format!("opening {}", log.display()), &error))?;
+            let conn = Connect::open(Some(&uri)).map_err(Failure::from)?;
+            let stream = Stream::new(&conn, sys::VIR_STREAM_NONBLOCK).map_err(Failure::from)?;
             let domain = conn
                 .lookup_domain_by_uuid_string(&wanted)
-                .map_err(plain_error)?;
+                .map_err(Failure::from)?;
             domain
                 .open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE)
-                .map_err(plain_error)?;
+                .map_err(Failure::from)?;
             std::thread::Builder::new()
                 .name("console".into())
                 .spawn(move || {
@@ -61,7 +68,7 @@ impl Host {
                     let _ = stream.abort();
                 })
                 .map(drop)
-                .doing("starting a thread")
+                .map_err(|error| local("starting a thread", &error))
         });
         // Dropped where it does not open in time: what opens later is closed at once.
         let console = Console {
@@ -69,22 +76,17 @@ impl Host {
             closed,
             ended,
         };
-        match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
-            Ok(Ok(opened)) => opened.doing(what)?,
-            Ok(Err(panic)) => {
-                return Err(Error::new(what).because(Error::new("the thread ended").because(panic)));
-            }
-            Err(_) => {
-                let silence = Error::new(format!(
-                    "no answer from libvirt at {} within {} s",
-                    self.uri(),
-                    CONNECT_DEADLINE.as_secs()
-                ));
-                return Err(Error::new(what).because(silence));
-            }
-        }
-        Ok(console)
+        let opened = match tokio::time::timeout(CONNECT_DEADLINE, opened).await {
+            Ok(opened) => opened.unwrap_or(Err(Failure::Panicked)),
+            Err(_) => Err(silent(self.uri(), CONNECT_DEADLINE)),
+        };
+        opened.doing("opening the console").map(|()| console)
     }
+}
+
+/// What this machine refuses.
+fn local(what: &str, error: &std::io::Error) -> Failure {
+    Failure::Other(format!("{what}: {}", system_words(error)))
 }
 
 impl Console {
@@ -93,11 +95,18 @@ impl Console {
         self.ended.load(Ordering::Relaxed)
     }
 
+    /// All that is kept of what the guest printed.
+    pub fn all(&self) -> Vec<String> {
+        self.tail(KEPT_LINES)
+    }
+
     /// The last lines the guest printed, without terminal control codes.
     pub fn tail(&self, count: usize) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let said: Vec<&String> = lines
+            .whole
             .iter()
+            .chain(std::iter::once(&lines.begun))
             .filter(|line| !line.trim().is_empty())
             .collect();
         said[said.len().saturating_sub(count)..]
@@ -118,7 +127,7 @@ fn follow(
     stream: &Stream,
     stop: &AtomicBool,
     mut file: File,
-    kept: &Mutex<VecDeque<String>>,
+    kept: &Mutex<Lines>,
 ) {
     /// What a stream says that has nothing yet.
     const NOTHING_YET: isize = -2;
@@ -144,11 +153,12 @@ fn follow(
         partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
         let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(end) = partial.find('\n') {
-            lines.push_back(plain::line(&partial[..end]));
+            lines.whole.push_back(plain::line(&partial[..end]));
             partial.drain(..=end);
         }
-        while lines.len() > KEPT_LINES {
-            lines.pop_front();
+        lines.begun = plain::line(&partial);
+        while lines.whole.len() > KEPT_LINES {
+            lines.whole.pop_front();
         }
     }
 }

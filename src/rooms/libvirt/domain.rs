@@ -8,8 +8,8 @@ use virt::domain::{Domain as VirtDomain, DomainState};
 use virt::error::{Error as VirtError, ErrorNumber};
 use virt::sys;
 
-use super::{Host, absent_as_none};
-use crate::core::error::{Error, Result};
+use super::{Failure, Host, absent_as_none};
+use crate::core::error::{Context, Result};
 use crate::core::mark::{self, Claimed, Mark};
 use crate::core::ownership::{self, Owner};
 
@@ -39,6 +39,12 @@ impl Domain {
         ownership::owner(self.mark.as_ref(), &self.uuid)
     }
 
+    /// Whether it is the claim on a node.
+    pub fn is_claim(&self, cluster: &str, node: &str) -> bool {
+        self.owner()
+            .is_some_and(|owner| owner.is_node(cluster, node))
+    }
+
     /// The mark of a domain of ours.
     pub fn proven_mark(&self) -> Option<&Mark> {
         self.mark.as_ref().filter(|_| self.owner().is_some())
@@ -65,7 +71,8 @@ impl Host {
         described
             .iter()
             .map(|(paused, xml)| parse(xml, *paused))
-            .collect()
+            .collect::<Result<_, _>>()
+            .doing("listing the domains")
     }
 
     /// The domain with this UUID, or `None`.
@@ -84,7 +91,10 @@ impl Host {
                 Ok(Some((paused, xml)))
             })
             .await?;
-        found.map(|(paused, xml)| parse(&xml, paused)).transpose()
+        found
+            .map(|(paused, xml)| parse(&xml, paused))
+            .transpose()
+            .doing(format!("looking for the domain {uuid}"))
     }
 
     /// The UUID of whatever domain bears a name.
@@ -237,10 +247,9 @@ fn paused(conn: &Connect) -> Result<BTreeSet<String>, VirtError> {
         .collect()
 }
 
-fn parse(xml: &str, paused: bool) -> Result<Domain> {
-    let document = Document::parse(xml).map_err(|error| {
-        Error::new("libvirt's description of a domain is not XML").because(error)
-    })?;
+fn parse(xml: &str, paused: bool) -> Result<Domain, Failure> {
+    let document =
+        Document::parse(xml).map_err(|_| Failure::Strange("a domain in what is not XML".into()))?;
     let root = document.root_element();
     let text = |tag: &str| {
         root.children()

@@ -1,9 +1,10 @@
 //! The libvirt room, the only user of `virt`. Every call runs on a blocking thread, has a deadline and says what it did;
 //! a connection that was lost is opened again. `storage.rs` has pools and volumes, `domain.rs` domains, `console.rs` the
-//! serial console.
+//! serial console, `error.rs` what goes wrong.
 
 pub mod console;
 pub mod domain;
+mod error;
 pub mod storage;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,8 @@ use std::time::Duration;
 use virt::connect::Connect;
 use virt::error::ErrorNumber;
 
-use crate::core::error::{Error, Exit, Result};
+pub use self::error::Failure;
+use crate::core::error::{Cause, Error, Result};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
 /// Of a call that moves no data.
@@ -45,13 +47,11 @@ pub enum NetworkState {
 impl Host {
     /// Connects (virConnectOpen), within a deadline.
     pub async fn open(uri: &str) -> Result<Self> {
-        let conn = connect(uri).await.map_err(|error| {
-            Error::new(format!("libvirt is not reachable at {uri}"))
-                .because(error)
-                .with_help(format!(
-                    "is libvirtd running there, and may you use it? try: virsh -c '{uri}' version"
-                ))
-                .with_exit(Exit::Unfit)
+        let conn = connect(uri).await.map_err(|failure| {
+            let help = failure.help().unwrap_or_else(|| {
+                format!("is libvirtd running there, and do you have permission to use it? try: virsh -c '{uri}' version")
+            });
+            Error::during(format!("libvirt is not reachable at {uri}"), failure).with_help(help)
         })?;
         Ok(Self::new(conn, uri))
     }
@@ -117,30 +117,22 @@ impl Host {
             let busy = Arc::clone(&self.under_way).read_owned().await;
             let done = tokio::task::spawn_blocking(move || {
                 let _busy = busy;
-                todo(&on, which).map_err(|error| (is_lost(&on), plain(error)))
+                todo(&on, which).map_err(|error| (is_lost(&on), Failure::from(error)))
             });
-            let (lost, error) = match tokio::time::timeout(limit, done).await {
+            let (lost, failure) = match tokio::time::timeout(limit, done).await {
                 Ok(Ok(Ok(value))) => return Ok(value),
                 Ok(Ok(Err(failed))) => failed,
-                Ok(Err(panic)) => return Err(Error::new(what).because(panic)),
+                Ok(Err(_)) => (false, Failure::Panicked),
                 Err(_) => {
                     // Whatever hangs there would hold up the next call, too.
                     if let Ok(fresh) = connect(&self.uri).await {
                         self.replace(fresh);
                     }
-                    let silence = Error::new(format!(
-                        "no answer from libvirt at {} within {} s",
-                        self.uri,
-                        limit.as_secs()
-                    ));
-                    return Err(Error::new(what)
-                        .because(silence)
-                        .with_exit(Exit::Unfit)
-                        .with_help("is libvirtd there well? run the same command again"));
+                    (false, silent(&self.uri, limit))
                 }
             };
             if !lost || which == Try::Again {
-                return Err(Error::new(what).because(error).with_exit(Exit::Unfit));
+                return Err(Error::during(what, failure));
             }
             match connect(&self.uri).await {
                 Ok(fresh) => {
@@ -148,15 +140,11 @@ impl Host {
                     conn = fresh;
                 }
                 Err(reopening) => {
-                    let gone = Error::new(format!(
-                        "the connection to libvirt at {} was lost",
-                        self.uri
-                    ))
-                    .because(reopening);
-                    return Err(Error::new(what)
-                        .because(gone)
-                        .with_exit(Exit::Unfit)
-                        .with_help("is libvirtd running there? run the same command again"));
+                    let lost = Failure::Lost {
+                        uri: self.uri.clone(),
+                        why: reopening.to_string(),
+                    };
+                    return Err(Error::during(what, lost));
                 }
             }
         }
@@ -233,31 +221,30 @@ pub fn kvm_works_here(cpuinfo: &str) -> bool {
 }
 
 /// A connection that nobody else shares, within a deadline.
-async fn connect(uri: &str) -> Result<Connect> {
+async fn connect(uri: &str) -> Result<Connect, Failure> {
     let address = uri.to_owned();
     let open = tokio::task::spawn_blocking(move || {
         // libvirt would print every error to stderr, across the progress bars.
         virt::error::clear_error_callback();
-        Connect::open(Some(&address)).map_err(plain)
+        Connect::open(Some(&address)).map_err(Failure::from)
     });
     match tokio::time::timeout(CONNECT_DEADLINE, open).await {
         Ok(Ok(opened)) => opened,
-        Ok(Err(panic)) => Err(Error::new("the thread that connects ended").because(panic)),
-        Err(_) => Err(Error::new(format!(
-            "no answer within {} s",
-            CONNECT_DEADLINE.as_secs()
-        ))),
+        Ok(Err(_)) => Err(Failure::Panicked),
+        Err(_) => Err(silent(uri, CONNECT_DEADLINE)),
+    }
+}
+
+fn silent(uri: &str, limit: Duration) -> Failure {
+    Failure::Silent {
+        uri: uri.to_owned(),
+        seconds: limit.as_secs(),
     }
 }
 
 /// Asked only after a failure.
 fn is_lost(conn: &Connect) -> bool {
     !conn.is_alive().unwrap_or(false)
-}
-
-/// libvirt's error as one clause of ours.
-fn plain(error: virt::error::Error) -> Error {
-    Error::new(error.message().trim().to_owned())
 }
 
 /// Turns "there is no such object" into `None`.

@@ -12,8 +12,8 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::stream::Stream;
 
-use super::{CALL_DEADLINE, Host, Try, absent_as_none, connect};
-use crate::core::error::{Error, Exit, Result};
+use super::{CALL_DEADLINE, Failure, Host, Try, absent_as_none, connect};
+use crate::core::error::{Context, Error, Result};
 use crate::core::mark::escape;
 
 /// Of a copy on the host: a large template on a slow disk.
@@ -87,7 +87,10 @@ impl Host {
                 look(&pool, true, &wanted).map(Some)
             })
             .await?;
-        found.map(|seen| seen.describe(pool.to_owned())).transpose()
+        found
+            .map(|seen| seen.describe(pool.to_owned()))
+            .transpose()
+            .doing(format!("looking for the pool {pool}"))
     }
 
     /// Every pool of the host. Those in `needed` are refreshed, and what is wrong with them is an error; of others what can
@@ -111,14 +114,11 @@ impl Host {
             } else {
                 FOREIGN_DEADLINE
             };
+            let what = format!("looking into the pool {name}");
             let seen = self
-                .call_within(
-                    limit,
-                    format!("looking into the pool {name}"),
-                    move |_, _| look(&pool, must, &wanted),
-                )
+                .call_within(limit, what.as_str(), move |_, _| look(&pool, must, &wanted))
                 .await;
-            match seen.and_then(|seen| seen.describe(name)) {
+            match seen.and_then(|seen| seen.describe(name).doing(what)) {
                 Ok(pool) => pools.push(pool),
                 Err(error) if must => return Err(error),
                 Err(_) => {}
@@ -159,6 +159,7 @@ impl Host {
         found
             .map(|(name, xml)| parse_volume(name, &xml))
             .transpose()
+            .doing(format!("looking for the volume {volume} in {pool}"))
     }
 
     /// A thin qcow2 overlay, made on the host (virStorageVolCreateXML); `capacity` must not be below the base's.
@@ -202,20 +203,17 @@ impl Host {
         );
         let (pool_name, base_name, name) = (pool.to_owned(), base.to_owned(), name.to_owned());
         let was_free = AtomicBool::new(false);
+        let what = format!("copying {base} to {name}");
         let own = Self {
             under_way: self.under_way.clone(),
-            ..Self::new(connect(&self.uri).await?, &self.uri)
+            ..Self::new(connect(&self.uri).await.doing(what.as_str())?, &self.uri)
         };
-        own.call_within(
-            COPY_DEADLINE,
-            format!("copying {base} to {name}"),
-            move |conn, which| {
-                let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
-                clear_half(&pool, &name, which, &was_free)?;
-                let base = pool.lookup_storage_vol_by_name(&base_name)?;
-                StorageVol::create_xml_from(&pool, &xml, &base, 0).map(drop)
-            },
-        )
+        own.call_within(COPY_DEADLINE, what, move |conn, which| {
+            let pool = conn.lookup_storage_pool_by_name(&pool_name)?;
+            clear_half(&pool, &name, which, &was_free)?;
+            let base = pool.lookup_storage_vol_by_name(&base_name)?;
+            StorageVol::create_xml_from(&pool, &xml, &base, 0).map(drop)
+        })
         .await
     }
 
@@ -291,13 +289,12 @@ impl Host {
             }
         });
         deleted.await?.ok_or_else(|| {
-            Error::new(what)
-                .because(Error::new(format!("the host has no pool {pool} now, and the volume may lie there still")))
+            Error::unfit(what)
+                .because(format!("the host has no pool {pool} now, and the volume may lie there still"))
                 .with_help(format!(
                     "define and start the pool again, as it was; then run the same command again; see: virsh -c '{}' pool-list --all",
                     self.uri
                 ))
-                .with_exit(Exit::Unfit)
         })
     }
 }
@@ -311,13 +308,13 @@ struct Seen {
 }
 
 impl Seen {
-    fn describe(self, name: String) -> Result<Pool> {
+    fn describe(self, name: String) -> Result<Pool, Failure> {
         let (path, available) = parse_pool(&self.xml)?;
         let volumes = self
             .described
             .into_iter()
             .map(|(name, xml)| parse_volume(name, &xml))
-            .collect::<Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         Ok(Pool {
             name,
             active: self.active,
@@ -439,9 +436,9 @@ fn upload(conn: &Connect, volume: &StorageVol, bytes: &[u8]) -> Result<(), VirtE
 }
 
 /// Where its volumes lie, and how many bytes are free.
-fn parse_pool(xml: &str) -> Result<(String, u64)> {
-    let document = Document::parse(xml)
-        .map_err(|error| Error::new("libvirt's description of a pool is not XML").because(error))?;
+fn parse_pool(xml: &str) -> Result<(String, u64), Failure> {
+    let document =
+        Document::parse(xml).map_err(|_| Failure::Strange("a pool in what is not XML".into()))?;
     let root = document.root_element();
     let path = root
         .children()
@@ -465,15 +462,10 @@ fn parse_pool(xml: &str) -> Result<(String, u64)> {
     ))
 }
 
-fn parse_volume(name: String, xml: &str) -> Result<Volume> {
-    let strange = |what: &str| {
-        Error::new(format!(
-            "libvirt described the volume {name} without its {what}"
-        ))
-    };
-    let document = Document::parse(xml).map_err(|error| {
-        Error::new("libvirt's description of a volume is not XML").because(error)
-    })?;
+fn parse_volume(name: String, xml: &str) -> Result<Volume, Failure> {
+    let strange = |what: &str| Failure::Strange(format!("the volume {name} without its {what}"));
+    let document = Document::parse(xml)
+        .map_err(|_| Failure::Strange(format!("the volume {name} in what is not XML")))?;
     let root = document.root_element();
     let child = |node: roxmltree::Node<'_, '_>, tag: &str| {
         node.children()

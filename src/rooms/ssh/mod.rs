@@ -3,19 +3,22 @@
 //! command look like success to the protocol library. What a guest says leaves here as `plain` text; only `run` hands
 //! out lines as they came.
 
-use std::io::{Read, Write};
+mod error;
+
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use ssh2::{CheckResult, ErrorCode, ExtendedData, KnownHostFileKind, MethodType};
+use ssh2::{CheckResult, ExtendedData, KnownHostFileKind, MethodType};
 use tokio::io::AsyncReadExt;
 
+pub use self::error::{OpenError, Trouble};
 use crate::core::error::{Context, Error, Result};
-use crate::core::plain;
 use crate::core::template::shell_quote;
+use crate::core::{plain, random};
 use crate::rooms::keys;
 
 /// Whom to trust at the other end.
@@ -55,28 +58,6 @@ impl Target {
         };
         format!("ssh {port}{}@{}", self.user, self.host)
     }
-}
-
-/// Why no session came about.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Nothing there yet, or it went away: worth another try.
-    #[error(transparent)]
-    Unreachable(Error),
-    #[error("the guest at {host} shows the host key {shown}, not {expected}")]
-    WrongHostKey {
-        host: String,
-        expected: String,
-        shown: String,
-    },
-    #[error("{user}@{host} refused the key {key}")]
-    Refused {
-        user: String,
-        host: String,
-        key: String,
-    },
-    #[error("the private key of {public} cannot be used: {why}")]
-    UnusableKey { public: String, why: String },
 }
 
 /// A session that is opened when it is first asked for, and anew when it broke.
@@ -119,7 +100,7 @@ pub enum Ended {
     /// Killed by its deadline in the guest.
     TimedOut,
     /// The connection broke before the command's end was seen.
-    Lost(String),
+    Lost(Trouble),
 }
 
 /// An authenticated session. Cheap to clone; one command at a time.
@@ -154,6 +135,7 @@ pub async fn banner(address: SocketAddr, deadline: Duration) -> Result<String> {
     let attempt = async {
         let mut stream = tokio::net::TcpStream::connect(address)
             .await
+            .map_err(|error| Trouble::from(&error))
             .doing(format!("connecting to {address}"))?;
         let mut said = Vec::new();
         let mut buffer = [0_u8; LONGEST_BANNER];
@@ -161,6 +143,7 @@ pub async fn banner(address: SocketAddr, deadline: Duration) -> Result<String> {
             match stream
                 .read(&mut buffer)
                 .await
+                .map_err(|error| Trouble::from(&error))
                 .doing(format!("reading the SSH banner of {address}"))?
             {
                 0 => break,
@@ -173,14 +156,14 @@ pub async fn banner(address: SocketAddr, deadline: Duration) -> Result<String> {
         if text.starts_with("SSH-") {
             Ok(text)
         } else {
-            Err(Error::new(format!(
+            Err(Error::unfit(format!(
                 "{address} answers, but not as an SSH server"
             )))
         }
     };
     tokio::time::timeout(deadline, attempt)
         .await
-        .unwrap_or_else(|_| Err(Error::new(format!("nothing answers at {address}"))))
+        .unwrap_or_else(|_| Err(Error::unfit(format!("nothing answers at {address}"))))
 }
 
 impl Session {
@@ -192,14 +175,15 @@ impl Session {
         tokio::time::timeout(deadline + Duration::from_secs(1), opened)
             .await
             .unwrap_or_else(|_| {
-                Ok(Err(OpenError::Unreachable(Error::new(format!(
+                Ok(Err(OpenError::Unreachable(Error::unfit(format!(
                     "no session with {host} within {} s",
                     deadline.as_secs()
                 )))))
             })
-            .unwrap_or_else(|panic| {
-                Err(OpenError::Unreachable(
-                    Error::new("the SSH thread ended").because(panic),
+            .unwrap_or_else(|_| {
+                Err(OpenError::during(
+                    format!("opening a session with {host}"),
+                    Trouble::Panicked,
                 ))
             })
     }
@@ -247,12 +231,12 @@ impl Session {
             session.run_blocking(&words, stdin.as_ref(), deadline, &trailer, on_line)
         });
         match tokio::time::timeout(deadline + GRACE + STUCK, run).await {
-            Ok(ended) => ended.doing("running a command over SSH"),
+            Ok(ended) => ended
+                .map_err(|_| Trouble::Panicked)
+                .doing("running a command over SSH"),
             Err(_) => {
                 self.cut();
-                Ok(Ended::Lost(
-                    "the session was busy with another command until the deadline".into(),
-                ))
+                Ok(Ended::Lost(Trouble::Occupied))
             }
         }
     }
@@ -268,24 +252,8 @@ impl Session {
         let lines: Vec<String> = receiver.try_iter().collect();
         match ended {
             Ended::Status(0) => Ok(lines.join("\n")),
-            Ended::Status(status) => Err(Error::new(format!(
-                "`{command}` ended with status {status}"
-            ))
-            .with_detail(lines)),
-            Ended::Killed(signal) => Err(Error::new(format!(
-                "`{command}` was killed by {}",
-                name(signal)
-            ))
-            .with_detail(lines)),
-            Ended::TimedOut => Err(Error::new(format!(
-                "`{command}` did not end within {} s",
-                deadline.as_secs()
-            ))
-            .with_detail(lines)),
-            Ended::Lost(reason) => Err(Error::new(format!(
-                "the SSH connection broke during `{command}`"
-            ))
-            .because(Error::new(reason))),
+            lost @ Ended::Lost(_) => Err(lost.error(command, deadline.as_secs())),
+            failed => Err(failed.error(command, deadline.as_secs()).with_detail(lines)),
         }
     }
 
@@ -299,7 +267,7 @@ impl Session {
     ) -> Result<()> {
         let (quoted, part) = (
             shell_quote(path),
-            shell_quote(&format!("{path}.{}.part", random()?)),
+            shell_quote(&format!("{path}.{}.part", random_word()?)),
         );
         // A connection that breaks looks like the end of the file to `cat`.
         let command = format!(
@@ -317,7 +285,7 @@ impl Session {
         };
         match self.run(&command, bytes, deadline, on_line).await? {
             Ended::Status(0) => Ok(()),
-            other => Err(Error::new(format!(
+            other => Err(Error::unfit(format!(
                 "writing {path} in the guest failed: {}",
                 other.describe()
             ))
@@ -354,7 +322,7 @@ impl Session {
         patience();
         let mut channel = match session.channel_session() {
             Ok(channel) => channel,
-            Err(error) => return Ended::Lost(meaning(&error)),
+            Err(error) => return Ended::Lost(Trouble::from(&error)),
         };
         // One stream: reading only one of two that are full would wait for ever.
         if let Err(error) = channel
@@ -365,7 +333,7 @@ impl Session {
                 ))
             })
         {
-            return Ended::Lost(meaning(&error));
+            return Ended::Lost(Trouble::from(&error));
         }
         for piece in stdin.chunks(256 << 10) {
             if Instant::now() > until {
@@ -373,15 +341,11 @@ impl Session {
             }
             patience();
             if let Err(error) = channel.write_all(piece) {
-                return Ended::Lost(if error.kind() == std::io::ErrorKind::TimedOut {
-                    SILENT.into()
-                } else {
-                    error.to_string()
-                });
+                return Ended::Lost(broken(&session, &error));
             }
         }
         if let Err(error) = channel.send_eof() {
-            return Ended::Lost(meaning(&error));
+            return Ended::Lost(Trouble::from(&error));
         }
         let mut lines = Lines {
             trailer,
@@ -399,12 +363,12 @@ impl Session {
                 Ok(0) => break,
                 Ok(read) => lines.feed(&buffer[..read], &mut on_line),
                 // Silence is no fault; a message that cannot be sent is.
-                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     if let Err(error) = session.keepalive_send() {
-                        return Ended::Lost(meaning(&error));
+                        return Ended::Lost(Trouble::from(&error));
                     }
                 }
-                Err(error) => return Ended::Lost(error.to_string()),
+                Err(error) => return Ended::Lost(broken(&session, &error)),
             }
         }
         // Its own end follows at once, and a server that is cut off before it may close the whole connection.
@@ -427,20 +391,20 @@ impl Session {
                 status,
                 begun.elapsed().as_secs() >= deadline.as_secs().max(1),
             ),
-            None => Ended::Lost("the connection closed before the command's end was seen".into()),
+            None => Ended::Lost(Trouble::NoEnd),
         }
     }
 }
 
 /// The word that ends a command's output; nothing that it prints can be mistaken for it.
 fn trailer() -> Result<String> {
-    Ok(format!("nodegraft-exit-{}:", random()?))
+    Ok(format!("nodegraft-exit-{}:", random_word()?))
 }
 
 /// Eight hex digits that nobody else has.
-pub fn random() -> Result<String> {
+pub fn random_word() -> Result<String> {
     let mut bytes = [0_u8; 4];
-    getrandom::fill(&mut bytes).doing("asking the system for random numbers")?;
+    random::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -451,15 +415,6 @@ impl Ended {
             status if late && TIMED_OUT.contains(&status) => Self::TimedOut,
             status if SIGNALLED.contains(&status) => Self::Killed(status - SIGNALLED.start() + 1),
             status => Self::Status(status),
-        }
-    }
-
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Status(status) => format!("exit status {status}"),
-            Self::Killed(signal) => format!("killed by {}", name(*signal)),
-            Self::TimedOut => "killed at its deadline".into(),
-            Self::Lost(reason) => format!("connection lost: {reason}"),
         }
     }
 }
@@ -484,43 +439,6 @@ pub fn name(signal: i32) -> String {
             || format!("signal {signal}"),
             |(_, name)| (*name).to_owned(),
         )
-}
-
-const SILENT: &str = "the other end did not answer in time";
-
-/// What an error of libssh2 means. Its own text names its internals, or says that it failed.
-fn meaning(error: &ssh2::Error) -> String {
-    let ErrorCode::Session(code) = error.code() else {
-        return plain::line(error.message());
-    };
-    let text = match code {
-        -9 | -30 | -37 => SILENT,
-        -2 => "the other end closed the connection before it said that it speaks SSH",
-        -3 | -7 => "the connection broke while sending",
-        -43 => "the connection broke while receiving",
-        -1 | -13 | -45 => "the other end closed the connection",
-        -4 | -12 | -14 | -41 | -44 => {
-            "what arrived is not valid SSH: something on the way disturbs the connection"
-        }
-        -5 | -8 | -10 | -11 | -51 => {
-            "no keys could be agreed on: the other end closed, or both share no algorithm"
-        }
-        -16 | -48 => "it is encrypted with a passphrase, or of a form that is not understood",
-        -17 | -33 => "both ends share no way to log in",
-        -18 => "the other end refused the login",
-        -19 => {
-            "it does not sign: it is encrypted with a passphrase, of a form that is not understood, or not the half of its public key"
-        }
-        -21 | -22 | -32 => {
-            "the other end refused to start the command: it may allow no more sessions"
-        }
-        -26 | -27 => "the other end closed the command's channel",
-        -34 => "a text for the other end holds a NUL character",
-        -42 => "the SSH agent does not answer as one",
-        -46 => "the file of known hosts cannot be read",
-        _ => return format!("{} (error {code} of libssh2)", plain::line(error.message())),
-    };
-    text.to_owned()
 }
 
 /// Splits output into lines and keeps the trailer back. An empty line is held, since one precedes the trailer.
@@ -580,18 +498,14 @@ fn open(target: &Target, deadline: Duration) -> Result<Session, OpenError> {
             .max(Duration::from_millis(1))
     };
     let at = format!("{}:{}", target.host, target.port);
-    let broken = |what: String, error: &ssh2::Error| {
-        OpenError::Unreachable(Error::new(what).because(Error::new(meaning(error))))
-    };
-    let stream = connect(target, left)
-        .doing(format!("connecting to {at}"))
-        .map_err(OpenError::Unreachable)?;
+    let connecting = format!("connecting to {at}");
+    let stream =
+        connect(target, left).map_err(|trouble| OpenError::during(connecting.as_str(), trouble))?;
     let ours = stream
         .try_clone()
-        .doing(format!("connecting to {at}"))
-        .map_err(OpenError::Unreachable)?;
+        .map_err(|error| OpenError::during(connecting.as_str(), &error))?;
     let mut session =
-        ssh2::Session::new().map_err(|error| broken("starting SSH".into(), &error))?;
+        ssh2::Session::new().map_err(|error| OpenError::during("starting SSH", &error))?;
     session.set_timeout(millis(left()));
     session.set_tcp_stream(stream);
     if matches!(target.trust, Trust::Pinned(_)) {
@@ -599,7 +513,7 @@ fn open(target: &Target, deadline: Duration) -> Result<Session, OpenError> {
     }
     session
         .handshake()
-        .map_err(|error| broken(format!("shaking hands with {at}"), &error))?;
+        .map_err(|error| OpenError::during(format!("shaking hands with {at}"), &error))?;
     check_host_key(&session, target)?;
     session.set_timeout(millis(left()));
     log_in(&session, target)?;
@@ -615,9 +529,9 @@ fn open(target: &Target, deadline: Duration) -> Result<Session, OpenError> {
 }
 
 /// To the first of the host's addresses that answers. A peer that dies is noticed, whether we send or only listen.
-fn connect(target: &Target, left: impl Fn() -> Duration) -> std::io::Result<TcpStream> {
-    let mut last = std::io::Error::other("the host has no address");
-    for address in (target.host.as_str(), target.port).to_socket_addrs()? {
+fn connect(target: &Target, left: impl Fn() -> Duration) -> Result<TcpStream, Trouble> {
+    let mut last = Trouble::UnknownName;
+    for address in resolve(&target.host, target.port)? {
         match TcpStream::connect_timeout(&address, left()) {
             Ok(stream) => {
                 // Without it every command waits for a delayed acknowledgement.
@@ -632,17 +546,37 @@ fn connect(target: &Target, left: impl Fn() -> Duration) -> std::io::Result<TcpS
                 let _ = socket.set_tcp_user_timeout(Some(DEAD));
                 return Ok(stream);
             }
-            Err(error) => last = error,
+            Err(error) => last = Trouble::from(&error),
         }
     }
     Err(last)
 }
 
+/// At least one address. The system gives no reason for none that could be told from another.
+pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Trouble> {
+    (host, port)
+        .to_socket_addrs()
+        .ok()
+        .map(Iterator::collect)
+        .filter(|addresses: &Vec<_>| !addresses.is_empty())
+        .ok_or(Trouble::UnknownName)
+}
+
+/// Why a channel cannot be read or written. Its error has lost the number, which the session still knows.
+fn broken(session: &ssh2::Session, error: &io::Error) -> Trouble {
+    match ssh2::Error::last_session_error(session) {
+        Some(last) => Trouble::from(&last),
+        None => Trouble::from(error),
+    }
+}
+
 fn check_host_key(session: &ssh2::Session, target: &Target) -> Result<(), OpenError> {
     let (bytes, _) = session
         .host_key()
-        .ok_or_else(|| OpenError::Unreachable(Error::new("the server showed no host key")))?;
-    let shown = keys::from_wire(bytes).map_err(OpenError::Unreachable)?;
+        .ok_or_else(|| OpenError::during("checking the host key", Trouble::NoHostKey))?;
+    let shown = keys::from_wire(bytes)
+        .doing("checking the host key")
+        .map_err(OpenError::Unreachable)?;
     let wrong = |expected: String| OpenError::WrongHostKey {
         host: target.host.clone(),
         expected,
@@ -653,10 +587,7 @@ fn check_host_key(session: &ssh2::Session, target: &Target) -> Result<(), OpenEr
         Trust::Pinned(expected) => Err(wrong(keys::fingerprint(expected))),
         Trust::KnownHosts(path) => {
             let unreadable = |error: ssh2::Error| {
-                OpenError::Unreachable(
-                    Error::new(format!("reading {}", path.display()))
-                        .because(Error::new(meaning(&error))),
-                )
+                OpenError::during(format!("reading {}", path.display()), &error)
             };
             let mut known = session.known_hosts().map_err(unreadable)?;
             known
@@ -684,14 +615,14 @@ fn log_in(session: &ssh2::Session, target: &Target) -> Result<(), OpenError> {
         Identity::Key { private, public } => {
             match session.userauth_pubkey_memory(&target.user, Some(public), private, None) {
                 Ok(()) => Ok(()),
-                Err(error) if is_network(&error) => Err(OpenError::Unreachable(
-                    Error::new("logging in").because(Error::new(meaning(&error))),
-                )),
-                Err(error) if is_key(&error) => Err(OpenError::UnusableKey {
-                    public: keys::fingerprint(public),
-                    why: meaning(&error),
+                Err(error) => Err(match Trouble::from(&error) {
+                    trouble if trouble.is_network() => OpenError::during("logging in", trouble),
+                    why if why.is_key() => OpenError::UnusableKey {
+                        public: keys::fingerprint(public),
+                        why,
+                    },
+                    _ => refused(keys::fingerprint(public)),
                 }),
-                Err(_) => Err(refused(keys::fingerprint(public))),
             }
         }
         Identity::Own { dir } => {
@@ -701,7 +632,7 @@ fn log_in(session: &ssh2::Session, target: &Target) -> Result<(), OpenError> {
             };
             tried.push(format!(
                 "the agent ({})",
-                if is_refusal(&error) {
+                if Trouble::from(&error) == Trouble::LoginRefused {
                     "it holds none that is let in"
                 } else {
                     "there is none"
@@ -714,33 +645,17 @@ fn log_in(session: &ssh2::Session, target: &Target) -> Result<(), OpenError> {
                 }
                 match session.userauth_pubkey_file(&target.user, None, &key, None) {
                     Ok(()) => return Ok(()),
-                    Err(error) if is_network(&error) => {
-                        return Err(OpenError::Unreachable(
-                            Error::new("logging in").because(Error::new(meaning(&error))),
-                        ));
-                    }
-                    Err(error) => tried.push(format!("{} ({})", key.display(), meaning(&error))),
+                    Err(error) => match Trouble::from(&error) {
+                        trouble if trouble.is_network() => {
+                            return Err(OpenError::during("logging in", trouble));
+                        }
+                        trouble => tried.push(format!("{} ({trouble})", key.display())),
+                    },
                 }
             }
             Err(refused(format!("of {}", tried.join(", of "))))
         }
     }
-}
-
-/// The server's own no.
-fn is_refusal(error: &ssh2::Error) -> bool {
-    matches!(error.code(), ErrorCode::Session(-18))
-}
-
-/// The fault is the key's own, here.
-fn is_key(error: &ssh2::Error) -> bool {
-    matches!(error.code(), ErrorCode::Session(-16 | -19 | -48))
-}
-
-/// A broken connection, as against a refusal.
-fn is_network(error: &ssh2::Error) -> bool {
-    const SOCKET_CODES: [i32; 5] = [-7, -9, -13, -30, -43];
-    matches!(error.code(), ErrorCode::Session(code) if SOCKET_CODES.contains(&code))
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -805,22 +720,6 @@ mod tests {
             (255, false, Ended::Status(255)),
         ] {
             assert_eq!(Ended::of(status, late), ended, "{status}, late: {late}");
-        }
-    }
-
-    #[test]
-    fn an_error_of_the_library_is_told_in_words() {
-        let encrypted = ssh2::Error::new(
-            ErrorCode::Session(-16),
-            "Unable to extract public key from private key",
-        );
-        assert!(meaning(&encrypted).contains("passphrase"));
-        for code in -51..0 {
-            let text = meaning(&ssh2::Error::from_errno(ErrorCode::Session(code)));
-            assert!(
-                !text.contains('[') && !text.contains("Session("),
-                "{code}: {text}"
-            );
         }
     }
 
