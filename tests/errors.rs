@@ -487,7 +487,13 @@ fn whoever_answers_in_the_place_of_an_sshd_is_told_of() {
                 "help: does `ssh ",
             ]);
     };
-    try_at(listen(drop), "the other end closed the connection");
+    try_at(
+        listen(|mut stream| {
+            // What it was sent is read first, or its end is a reset.
+            let _ = std::io::Read::read(&mut stream, &mut [0; 256]);
+        }),
+        "the other end closed the connection",
+    );
     let free = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
