@@ -5,16 +5,16 @@ CARGO = cargo
 
 .PHONY: help demo test check fresh faults bench lab clean-lab
 
-help: ## what can be made
+help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-demo: ## packages, build, lab, one node cloned, provisioned, joined, shown Ready
+demo: ## install packages, build, start a lab; clone, provision and join one node
 	@tests/lab/demo
 
-test: ## everything: formatting, lints, unit and command-line tests, then the lab
+test: ## everything: formatting, lints, fast tests, then the lab's tests
 	@tests/lab/test
 
-check: ## what needs no lab: formatting, lints, fast tests
+check: ## everything that needs no lab: formatting, lints, fast tests
 	@tests/lab/packages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
@@ -22,19 +22,19 @@ check: ## what needs no lab: formatting, lints, fast tests
 		images/*.sh images/tiny/init images/tiny/rc images/tiny/stop images/tiny/power tests/faults/preload/build templates/first-boot/firstboot.sh templates/steps/run-step.sh .ci/run
 	$(CARGO) test --locked
 
-fresh: ## the first commands of a stranger, in clean roots of two Debian releases
+fresh: ## a newcomer's first commands, in clean roots of two Debian releases
 	@tests/lab/fresh
 
-faults: ## every fault at every place, hours; writes docs/faults.md
+faults: ## try every fault at every place, for hours; writes docs/faults.md
 	@tests/lab/faults
 
-bench: ## speed as ratios, side by side in one run
+bench: ## measure speed, as ratios within one run
 	@tests/lab/bench
 
-lab: ## raise the lab and leave it up: see tests/lab/lab
+lab: ## start the lab and keep it: see tests/lab/lab
 	@$(LAB) up
 
-clean-lab: ## end the lab and remove all it made, its cache too
+clean-lab: ## stop the lab and remove everything it created, its cache included
 	@NODEGRAFT_LAB_NAME=nodegraft-test $(LAB) down
 	@NODEGRAFT_LAB_NAME=nodegraft-faults $(LAB) down
 	@$(LAB) clean

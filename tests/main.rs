@@ -2,7 +2,7 @@
 //! inside the lab.
 #![expect(
     clippy::print_stderr,
-    reason = "lab tests take minutes and say what they are at"
+    reason = "lab tests take minutes and report their progress"
 )]
 
 mod api;
@@ -19,7 +19,9 @@ mod join;
 mod laws;
 mod own;
 mod packages;
+mod picture;
 mod properties;
+mod reference;
 mod spec;
 mod ssh;
 mod steps;
