@@ -6,79 +6,98 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::core::spec::Span;
 
-/// Clone VMs from a libvirt pool and graft them onto a Kubernetes cluster
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  success
+    1  bug in nodegraft
+    2  usage error
+    3  spec or plan refused, nothing touched
+    4  host or cluster unfit, nothing created
+    5  some nodes failed, or differ (`status --exit-code`)
+    6  teardown left something behind
+  130  interrupted";
+
+/// Clone VMs from a libvirt pool and join them to a Kubernetes cluster
 #[derive(Debug, Parser)]
 #[command(
     name = "nodegraft",
     version,
-    max_term_width = 100,
-    arg_required_else_help = true
+    max_term_width = 80,
+    arg_required_else_help = true,
+    help_expected = true,
+    after_long_help = EXIT_CODES
 )]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Show step output as it comes
+    /// Stream the output of steps
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// What to print on stdout: text for people, json or yaml for programs
+    /// Output format on stdout
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 
-    /// A directory whose templates and profiles replace the built-in ones
+    /// Use the templates and profiles in DIR instead of the built-in ones
     #[arg(long, global = true, value_name = "DIR", env = "NODEGRAFT_TEMPLATES")]
     pub templates: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
+    /// For people
     Text,
+    /// For programs; events, one per line
     Json,
+    /// For programs
     Yaml,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Bring nodes up: clone, boot, provision, join, Ready
+    /// Bring nodes up: clone, boot, provision, join, wait for Ready
     Up(Up),
-    /// Take nodes down and leave nothing behind
+    /// Drain and delete nodes, with everything created for them
     Down(Down),
-    /// Show all that `up` would do; touches nothing
+    /// Show what `up` would do, from the spec alone
     Plan(Plan),
-    /// Compare spec, libvirt and cluster for each node
+    /// Compare each node with the spec, in libvirt and in the cluster
     Status(Status),
-    /// Check this host and cluster, and say how to mend each finding
+    /// Check the host and the cluster, and suggest a fix for each finding
     Doctor(Doctor),
-    /// Make one VM: asks on a terminal what the flags leave open
+    /// Create one VM, prompting for what no flag sets
     Create(Box<Create>),
-    /// Join a machine that exists, VM or not: the join alone, over SSH
+    /// Join an existing machine to the cluster, over SSH
     Join(Join),
-    /// Template volumes: prepare one that has no cloud-init
+    /// Prepare template volumes
     #[command(subcommand)]
     Image(Image),
-    /// Bootstrap tokens: generate, create, list, delete
+    /// Manage bootstrap tokens
     #[command(subcommand)]
     Token(Token),
-    /// What bootstrap tokens may do: check, grant, revoke
+    /// Manage what bootstrap tokens may do
     #[command(subcommand)]
     Access(Access),
-    /// Kubeconfig files for joining nodes
+    /// Write kubeconfig files for joining nodes
     #[command(subcommand)]
     Kubeconfig(Kubeconfig),
-    /// Log in to a node, its host key known
+    /// Log in to a node, checking its pinned host key
     Ssh(Ssh),
     /// Run a command on a node
     Exec(Exec),
-    /// Write the built-in templates to a directory, to read or change
+    /// Write the built-in templates and profiles to a directory
     Templates(Templates),
-    /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    /// Print a shell completion script
+    Completions {
+        /// Shell to complete for
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
 pub struct SpecArgs {
-    /// The spec
+    /// Cluster spec
     #[arg(
         short,
         long,
@@ -88,7 +107,7 @@ pub struct SpecArgs {
     )]
     pub file: PathBuf,
 
-    /// Only these nodes
+    /// Nodes to act on [default: all in the spec]
     #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
 }
@@ -98,27 +117,27 @@ pub struct Up {
     #[command(flatten)]
     pub spec: SpecArgs,
 
-    /// How many nodes to work on at a time
+    /// Number of nodes to work on at a time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     pub parallel: u16,
 
-    /// What may be bound so that tokens are let in, instead of what the spec says
+    /// How to give bootstrap tokens access [default: ensure, or as in the spec]
     #[arg(long, value_enum)]
     pub access: Option<AccessMode>,
 
-    /// What to do with a node that fails
+    /// What to do with a failed node
     #[arg(long, value_enum, default_value_t = OnFailure::Keep)]
     pub on_failure: OnFailure,
 
-    /// Drain this node, remove it and make it anew; may be given again, one node goes at a time
+    /// Drain, delete and recreate NODE; repeatable, one node at a time
     #[arg(long, value_name = "NODE")]
     pub recreate: Vec<String>,
 
-    /// With --recreate: how long evictions may take, per node
+    /// With --recreate: drain timeout per node
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub drain_timeout: Span,
 
-    /// Ask nothing
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub yes: bool,
 }
@@ -128,26 +147,26 @@ pub struct Status {
     #[command(flatten)]
     pub spec: SpecArgs,
 
-    /// Exit with 5 if a node is not as the spec says
+    /// Exit with 5 if a node differs from the spec
     #[arg(long)]
     pub exit_code: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AccessMode {
-    /// Bind our own group if nothing else lets our tokens in
+    /// Bind a group of our own if tokens have no access yet
     Ensure,
-    /// Bind nothing; refuse to start where access is missing
+    /// Bind nothing, and fail if tokens have no access
     Require,
-    /// Neither look nor bind
+    /// Neither check nor bind
     None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnFailure {
-    /// Keep it as it is; the next `up` goes on there
+    /// Keep it; the next `up` resumes it
     Keep,
-    /// Remove just what this run made
+    /// Delete what this run created
     Undo,
 }
 
@@ -156,65 +175,66 @@ pub struct Down {
     #[command(flatten)]
     pub spec: SpecArgs,
 
-    /// How many nodes to work on at a time
+    /// Number of nodes to work on at a time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     pub parallel: u16,
 
-    /// How long evictions may take, per node
+    /// Drain timeout per node
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub drain_timeout: Span,
 
-    /// Do not drain: pods go with the node, whatever their disruption budgets say
+    /// Skip the drain, ignoring disruption budgets
     #[arg(long)]
     pub force: bool,
 
-    /// Every node of the cluster on this host, also those that the spec no longer names
+    /// Also delete nodes of this cluster that the spec no longer lists
     #[arg(long, conflicts_with = "nodes")]
     pub all: bool,
 
-    /// Leave the cluster alone, for one that is dead: remove only what is on the host
+    /// Delete only what is on the host, for a cluster that is gone
     #[arg(long)]
     pub without_cluster: bool,
 
-    /// Ask nothing
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub yes: bool,
 }
 
-/// Which cluster a command speaks to
+/// Which cluster a command talks to
 #[derive(Debug, Args)]
 pub struct ClusterArgs {
-    /// A spec whose cluster to use
+    /// Use the cluster of this spec
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     pub file: Option<PathBuf>,
 
-    /// A kubeconfig [default: $KUBECONFIG, else ~/.kube/config]
+    /// Kubeconfig [default: $KUBECONFIG, else ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<String>,
 
-    /// Its context
+    /// Context in the kubeconfig [default: its current context]
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Token {
-    /// Print a new token; nothing is stored
+    /// Print a new random token without storing it
     Generate,
-    /// Store a token in the cluster, so that it lets a kubelet in
+    /// Store a token in the cluster
     Create(CreateToken),
-    /// List the cluster's tokens, without their secrets
+    /// List the tokens in the cluster, without their secrets
     List {
         #[command(flatten)]
         cluster: ClusterArgs,
-        /// Show the secret halves too
+        /// Show the secrets too
         #[arg(long)]
         show_secrets: bool,
     },
-    /// Delete tokens, by token or by id
+    /// Delete tokens
     Delete {
         #[command(flatten)]
         cluster: ClusterArgs,
+        /// Tokens or token IDs
         #[arg(required = true, value_name = "TOKEN")]
         tokens: Vec<String>,
     },
@@ -225,18 +245,18 @@ pub struct CreateToken {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
-    /// The token; one is generated without it
+    /// Token to store [default: a new random one]
     pub token: Option<String>,
 
-    /// How long it lives; 0 means for ever
+    /// Time to live; 0 never expires
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub ttl: String,
 
-    /// What it is for
+    /// Description stored with the token
     #[arg(long, value_name = "TEXT")]
     pub description: Option<String>,
 
-    /// A group its bearer is in besides system:bootstrappers; must start with `system:bootstrappers:`
+    /// Authenticate in this group too; must start with `system:bootstrappers:`
     #[arg(
         long = "extra-group",
         visible_alias = "groups",
@@ -245,7 +265,7 @@ pub struct CreateToken {
     )]
     pub extra_groups: Vec<String>,
 
-    /// What it may be used for
+    /// Allowed usages
     #[arg(
         long,
         value_name = "USAGE",
@@ -254,33 +274,33 @@ pub struct CreateToken {
     )]
     pub usages: Vec<String>,
 
-    /// Print the Secret and store nothing
+    /// Print the Secret without storing it
     #[arg(long)]
     pub dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Access {
-    /// Who may ask for certificates, and who approves them, as the API server answers
+    /// Ask the API server who may request certificates and who approves them
     Check {
         #[command(flatten)]
         cluster: ClusterArgs,
-        /// A group that tokens carry besides system:bootstrappers
+        /// Check a token that is in this group too
         #[arg(long = "group", value_name = "GROUP")]
         groups: Vec<String>,
     },
-    /// Let tokens ask for certificates, and have client requests and renewals approved
+    /// Let tokens request certificates, and auto-approve requests and renewals
     Grant {
         #[command(flatten)]
         cluster: ClusterArgs,
-        /// The group to let in
+        /// Group to grant access to
         #[arg(long, value_name = "GROUP", default_value = "system:bootstrappers")]
         group: String,
-        /// Bind only the right to ask; approve by hand, or by nodegraft
+        /// Grant only the right to request; approve manually or with nodegraft
         #[arg(long)]
         no_auto_approve: bool,
     },
-    /// Remove what `grant` made, and only that
+    /// Delete the bindings that `grant` created, and no others
     Revoke {
         #[command(flatten)]
         cluster: ClusterArgs,
@@ -289,11 +309,11 @@ pub enum Access {
 
 #[derive(Debug, Subcommand)]
 pub enum Kubeconfig {
-    /// The file a kubelet starts with: the cluster's CA and address, and a token
+    /// Print a bootstrap kubeconfig: the cluster's CA and address, and a token
     Bootstrap {
         #[command(flatten)]
         cluster: ClusterArgs,
-        /// The token, as `token create` printed it
+        /// Token, as printed by `token create`
         #[arg(
             long,
             value_name = "TOKEN",
@@ -301,10 +321,10 @@ pub enum Kubeconfig {
             hide_env_values = true
         )]
         token: String,
-        /// The API server's URL as the node reaches it
+        /// API server URL as seen from the node [default: that of the kubeconfig]
         #[arg(long, value_name = "URL")]
         server: Option<String>,
-        /// Write it here, readable by nobody else, instead of to stdout
+        /// Write it to a new FILE with mode 0600 instead of stdout
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
     },
@@ -315,7 +335,7 @@ pub struct Plan {
     #[command(flatten)]
     pub spec: SpecArgs,
 
-    /// Print every rendered file too, secrets excepted
+    /// Print every rendered file too, with secrets redacted
     #[arg(long)]
     pub show: bool,
 }
@@ -323,163 +343,163 @@ pub struct Plan {
 /// Where templates and VMs are
 #[derive(Debug, Args)]
 pub struct HostArgs {
-    /// libvirt
+    /// libvirt connection URI
     #[arg(long, default_value = "qemu:///system", env = "LIBVIRT_DEFAULT_URI")]
     pub uri: String,
 
-    /// The pool of the template, and of what is made from it
+    /// Storage pool of the template and of the new volumes
     #[arg(long, default_value = "default")]
     pub pool: String,
 }
 
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Its name
+    /// VM name
     #[arg(long)]
     pub name: Option<String>,
 
-    /// Its disk, in G or with a unit
+    /// Disk size, in GiB unless a unit is given
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<String>,
 
-    /// Its memory, in M or with a unit
+    /// Memory size, in MiB unless a unit is given
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
 
-    /// Its virtual CPUs
+    /// Number of virtual CPUs
     #[arg(long, value_name = "N")]
     pub cpus: Option<String>,
 
-    /// Its address, with or without a prefix length
+    /// IP address, with or without a prefix length
     #[arg(long)]
     pub address: Option<String>,
 
-    /// The netmask, where the address has no prefix length
+    /// Netmask, if the address has no prefix length
     #[arg(long)]
     pub netmask: Option<String>,
 
-    /// The default gateway
+    /// Default gateway
     #[arg(long)]
     pub gateway: Option<String>,
 
-    /// The DNS server
+    /// DNS server
     #[arg(long)]
     pub dns: Option<String>,
 
-    /// The template volume to clone
+    /// Template volume to clone
     #[arg(long, value_name = "VOLUME")]
     pub template: Option<String>,
 
-    /// Who configures the guest: what the image has, or our unit put into the clone
+    /// What configures the guest on its first boot
     #[arg(long, value_enum)]
     pub first_boot: Option<FirstBoot>,
 
     #[command(flatten)]
     pub host: HostArgs,
 
-    /// A bridge of the host to plug it into
+    /// Host bridge to attach it to
     #[arg(long, conflicts_with = "network")]
     pub bridge: Option<String>,
 
-    /// A libvirt network to plug it into [default: default]
+    /// libvirt network to attach it to [default: default]
     #[arg(long)]
     pub network: Option<String>,
 
-    /// The cluster's name in marks and volume names
+    /// Cluster name used in marks and volume names
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub cluster_name: String,
 
-    /// Take the defaults and ask nothing that has one
+    /// Accept the defaults without prompting
     #[arg(short, long)]
     pub yes: bool,
 
-    /// Remove what this run made if it fails
+    /// Delete what this run created if it fails
     #[arg(long)]
     pub undo: bool,
 
-    /// Print the spec it amounts to, and make nothing
+    /// Print the equivalent spec without creating anything
     #[arg(long)]
     pub print_spec: bool,
 
-    /// Go on with steps and join
+    /// Run the steps and join the cluster too
     #[arg(long)]
     pub join: bool,
 
-    /// With --join: the cluster [default: $KUBECONFIG, else ~/.kube/config]
+    /// With --join: kubeconfig [default: $KUBECONFIG, else ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<String>,
 
-    /// With --join: the steps
+    /// With --join: profile to run
     #[arg(long)]
     pub profile: Option<String>,
 
-    /// With --join: the kubelet's version
+    /// With --join: kubelet version
     #[arg(long, value_name = "VERSION")]
     pub kubelet: Option<String>,
 
-    /// With --join: its package
+    /// With --join: kubelet package
     #[arg(long, value_name = "PACKAGE")]
     pub kubelet_package: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Join {
-    /// `[user@]host[:port]`, with a kubelet on it; your own SSH keys and known_hosts are used
+    /// Machine with a kubelet, `[user@]host[:port]`; uses your SSH keys and known_hosts
     #[arg(value_name = "HOST")]
     pub host: String,
 
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
-    /// The Node's name [default: the kubelet's --hostname-override, else the host name]
+    /// Node name [default: the kubelet's --hostname-override, else the host name]
     #[arg(long)]
     pub name: Option<String>,
 
-    /// The API server's URL as the machine reaches it [default: that of the kubeconfig]
+    /// API server URL as seen from the machine [default: that of the kubeconfig]
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
 
-    /// What may be bound so that the token is let in [default: ensure, or what the spec says]
+    /// How to give the token access [default: ensure, or as in the spec]
     #[arg(long, value_enum)]
     pub access: Option<AccessMode>,
 
-    /// Clear what an earlier membership left: kubelet.conf and /var/lib/kubelet/pki
+    /// Delete the identity of an earlier join first: kubelet.conf and its pki
     #[arg(long)]
     pub reset: bool,
 
-    /// A label of the Node, as key=value
+    /// Label to set on the Node; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
 
-    /// Approve the kubelet's requests for a serving certificate too, if they are for its own name and address
+    /// Also approve serving certificates for its own name and address
     #[arg(long)]
     pub approve_serving: bool,
 
-    /// How long the join may take, and then how long Ready may
+    /// Timeout of the join, and again of the wait for Ready
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub timeout: Span,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FirstBoot {
-    /// cloud-init, or a template that `image prepare` made
+    /// cloud-init, or the first-boot unit of a prepared template
     Image,
-    /// For an image that has neither
+    /// The first-boot unit, installed in each clone
     Inject,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Copy a template volume and put the first-boot unit into the copy; the template stays as it is
+    /// Copy a template volume and install the first-boot unit in the copy
     Prepare(Prepare),
 }
 
 #[derive(Debug, Args)]
 pub struct Prepare {
-    /// The template volume
+    /// Template volume to copy
     pub volume: String,
 
-    /// The new volume's name [default: VOLUME with `.firstboot` before its suffix]
+    /// Name of the copy [default: VOLUME with `.firstboot` before its suffix]
     #[arg(long = "as", value_name = "NAME")]
     pub target: Option<String>,
 
@@ -489,14 +509,14 @@ pub struct Prepare {
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The spec whose host and cluster to check; without one, the defaults
+    /// Spec whose host and cluster to check [default: qemu:///system, $KUBECONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct Ssh {
-    /// The spec
+    /// Cluster spec
     #[arg(
         short,
         long,
@@ -506,13 +526,13 @@ pub struct Ssh {
     )]
     pub file: PathBuf,
 
-    /// The node
+    /// Node name
     pub node: String,
 }
 
 #[derive(Debug, Args)]
 pub struct Exec {
-    /// The spec
+    /// Cluster spec
     #[arg(
         short,
         long,
@@ -522,16 +542,16 @@ pub struct Exec {
     )]
     pub file: PathBuf,
 
-    /// The node
+    /// Node name
     pub node: String,
 
-    /// The command
+    /// Command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Templates {
-    /// Where to write them
+    /// New directory to write them to
     pub dir: PathBuf,
 }
