@@ -94,9 +94,9 @@ fn assert_up(world: &World, node: &str, ip: &str, hostname: &str) {
 
 /// A second `up` finds nothing to do, and does nothing.
 fn assert_unchanged(world: &World) {
-    let before = virsh(&["list", "--all", "--uuid"]);
+    let before = world.instances();
     world.is_unchanged();
-    assert_eq!(virsh(&["list", "--all", "--uuid"]), before);
+    assert_eq!(world.instances(), before);
 }
 
 /// The end; and a second `down` is as good.

@@ -108,6 +108,12 @@ impl World {
         });
     }
 
+    /// The UUID of each node's domain. Other tests work on the same host.
+    pub fn instances(&self) -> Vec<String> {
+        let uuid = |node: &String| libvirt::virsh(&["domuuid", node]);
+        self.nodes.iter().map(uuid).collect()
+    }
+
     /// A second `up` with nothing to do.
     #[track_caller]
     pub fn is_unchanged(&self) {
