@@ -1,4 +1,12 @@
-//! A guest that will not boot, told by what its serial console shows.
+//! A guest that will not boot, told by what its serial console shows. A panic alone is none: some images panic in a first
+//! try without their initramfs, reboot at once, and are well.
+
+use std::time::Duration;
+
+/// A console is silent this long behind a dead end before that counts. Less would take a reboot for one.
+pub const SILENCE: Duration = Duration::from_secs(10);
+/// A guest that still prints this long after a dead end has left it behind.
+const GOES_ON: Duration = Duration::from_secs(20);
 
 /// What a console shows that waiting does not mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,9 +16,50 @@ pub struct DeadEnd {
     pub help: &'static str,
 }
 
-/// `lines` are the console's since the VM was started; the last may be a prompt.
-pub fn find(lines: &[String]) -> Option<DeadEnd> {
-    lines.iter().rev().find_map(|line| {
+/// What a console has shown since the VM was started.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// The latest; the last may be a prompt.
+    pub lines: Vec<String>,
+    /// How many lines came before these.
+    pub before: usize,
+    /// How long nothing has come.
+    pub silence: Duration,
+}
+
+/// Looks at a console again and again, for a dead end that the guest does not leave.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Lines that the guest has left behind.
+    passed: usize,
+    /// When a dead end was first seen, on the caller's clock.
+    since: Option<Duration>,
+}
+
+impl Watch {
+    /// `now` is any clock that does not go back.
+    pub fn look(&mut self, shown: &Shown, now: Duration) -> Option<DeadEnd> {
+        let skipped = self.passed.saturating_sub(shown.before);
+        let Some(end) = shown.lines.get(skipped..).and_then(find) else {
+            self.since = None;
+            return None;
+        };
+        if shown.silence >= SILENCE {
+            return Some(end);
+        }
+        if now - *self.since.get_or_insert(now) >= GOES_ON {
+            self.passed = shown.before + shown.lines.len();
+            self.since = None;
+        }
+        None
+    }
+}
+
+/// The last dead end that these lines show, unless the guest says that it reboots by itself.
+fn find(lines: &[String]) -> Option<DeadEnd> {
+    let reboots = |line: &&String| line.contains("Rebooting in ");
+    let latest = lines.iter().rev().take_while(|line| !reboots(line));
+    latest.into_iter().find_map(|line| {
         let line = line.trim();
         if let Some((_, why)) = line.split_once("Kernel panic - not syncing: ") {
             return Some(DeadEnd {
@@ -68,9 +117,53 @@ const ROOT: &str = "it finds no root file system: was the template made for virt
 mod tests {
     use super::*;
 
+    const PANIC: &str =
+        "[ 1.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
     fn found(text: &str) -> Option<String> {
-        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        find(&lines).map(|end| end.what)
+        find(&lines(text)).map(|end| end.what)
+    }
+
+    /// What is said of a console that shows each text, in seconds since its start with seconds of silence.
+    fn watched(story: &[(u64, u64, &str)]) -> Vec<bool> {
+        let mut watch = Watch::default();
+        let look = |(now, silence, text): &(u64, u64, &str)| {
+            let shown = Shown {
+                lines: lines(text),
+                before: 0,
+                silence: Duration::from_secs(*silence),
+            };
+            watch.look(&shown, Duration::from_secs(*now)).is_some()
+        };
+        story.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_guest_that_reboots_after_a_panic_may_boot_well() {
+        assert_eq!(watched(&[(1, 0, PANIC), (12, 11, PANIC)]), [false, true]);
+        let on = format!("{PANIC}\nSeaBIOS\n[ 0.0] Linux version 6.12\n");
+        let well = format!("{on}[ 30.0] systemd[1]: Started\n");
+        assert_eq!(
+            watched(&[(1, 0, PANIC), (5, 2, &on), (22, 1, &well), (60, 30, &well)]),
+            [false; 4],
+            "it left the panic behind"
+        );
+        let again = format!("{well}{PANIC}");
+        assert_eq!(
+            watched(&[
+                (1, 0, PANIC),
+                (22, 1, &well),
+                (50, 0, &again),
+                (61, 11, &again)
+            ]),
+            [false, false, false, true]
+        );
+        let soon = format!("{PANIC}\n[ 1.2] Rebooting in 30 seconds..");
+        assert_eq!(watched(&[(1, 0, &soon), (20, 19, &soon)]), [false; 2]);
     }
 
     #[test]

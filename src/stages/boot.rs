@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::NodeRun;
-use crate::core::dead_end;
+use crate::core::dead_end::{Shown, Watch};
 use crate::core::error::{Error, Result, one_line};
 use crate::core::journal::{Journal, Thing};
 use crate::core::plan::Node;
@@ -21,8 +21,6 @@ const PROBE: Duration = Duration::from_millis(700);
 const PATIENT: Duration = Duration::from_secs(15);
 const BETWEEN_PROBES: Duration = Duration::from_millis(75);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
-/// A guest whose console shows that it has given up is given up after this long.
-const HOPE: Duration = Duration::from_secs(5);
 const CONSOLE_TAIL: usize = 15;
 
 pub struct Boot;
@@ -103,15 +101,14 @@ async fn wait_for_banner(
     report: &Reporter,
 ) -> Result<()> {
     let begun = Instant::now();
-    let (mut told, mut looked, mut stuck) = (begun, begun, None);
+    let (mut told, mut looked, mut watch) = (begun, begun, Watch::default());
     loop {
         let last = match ssh::banner(on.ssh_address(), PROBE).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let tail = console
-            .map(|console| console.tail(CONSOLE_TAIL))
-            .unwrap_or_default();
+        let shown = console.map(Console::shown).unwrap_or_default();
+        let tail = tail(&shown);
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
             let line = tail
@@ -135,12 +132,7 @@ async fn wait_for_banner(
                 )));
             }
         }
-        let dead_end = console.and_then(|console| dead_end::find(&console.all()));
-        // Some reboot by themselves, and better.
-        let since = dead_end
-            .as_ref()
-            .map(|_| *stuck.get_or_insert_with(Instant::now));
-        if let (Some(end), true) = (dead_end, since.is_some_and(|since| since.elapsed() > HOPE)) {
+        if let Some(end) = watch.look(&shown, begun.elapsed()) {
             return Err(
                 Error::failed(format!("the guest does not boot: {}", end.what))
                     .with_detail(console_detail(&tail))
@@ -152,6 +144,19 @@ async fn wait_for_banner(
         }
         tokio::time::sleep(BETWEEN_PROBES).await;
     }
+}
+
+/// Its last lines that say something.
+fn tail(shown: &Shown) -> Vec<String> {
+    let said: Vec<&String> = shown
+        .lines
+        .iter()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    said[said.len().saturating_sub(CONSOLE_TAIL)..]
+        .iter()
+        .map(|line| (*line).clone())
+        .collect()
 }
 
 fn never_booted(on: &NodeRun, last: Error, console: &[String]) -> Error {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -14,6 +14,7 @@ use virt::stream::Stream;
 use virt::sys;
 
 use super::{CONNECT_DEADLINE, Failure, Host, silent};
+use crate::core::dead_end::Shown;
 use crate::core::error::{Context, Result, system_words};
 use crate::core::plain;
 
@@ -21,9 +22,11 @@ const KEPT_LINES: usize = 200;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What the guest printed.
-#[derive(Default)]
 struct Lines {
     whole: VecDeque<String>,
+    /// How many were dropped from it.
+    dropped: usize,
+    heard: Instant,
     /// The line that has not ended: a prompt, perhaps.
     begun: String,
 }
@@ -42,7 +45,12 @@ impl Host {
     /// 9.1 from sending anybody else's calls.
     pub async fn open_console(&self, uuid: &str, log: PathBuf) -> Result<Console> {
         let (uri, wanted) = (self.uri().to_owned(), uuid.to_owned());
-        let lines = Arc::new(Mutex::new(Lines::default()));
+        let lines = Arc::new(Mutex::new(Lines {
+            whole: VecDeque::new(),
+            dropped: 0,
+            heard: Instant::now(),
+            begun: String::new(),
+        }));
         let closed = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
         let (kept, stop, over) = (Arc::clone(&lines), Arc::clone(&closed), Arc::clone(&ended));
@@ -95,24 +103,15 @@ impl Console {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// All that is kept of what the guest printed.
-    pub fn all(&self) -> Vec<String> {
-        self.tail(KEPT_LINES)
-    }
-
-    /// The last lines the guest printed, without terminal control codes.
-    pub fn tail(&self, count: usize) -> Vec<String> {
+    /// What the guest printed, without terminal control codes.
+    pub fn shown(&self) -> Shown {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let said: Vec<&String> = lines
-            .whole
-            .iter()
-            .chain(std::iter::once(&lines.begun))
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        said[said.len().saturating_sub(count)..]
-            .iter()
-            .map(|line| (*line).clone())
-            .collect()
+        let kept = lines.whole.iter().chain(std::iter::once(&lines.begun));
+        Shown {
+            lines: kept.cloned().collect(),
+            before: lines.dropped,
+            silence: lines.heard.elapsed(),
+        }
     }
 }
 
@@ -152,6 +151,7 @@ fn follow(
         let _ = file.write_all(&buffer[..read]);
         partial.push_str(&String::from_utf8_lossy(&buffer[..read]));
         let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.heard = Instant::now();
         while let Some(end) = partial.find('\n') {
             lines.whole.push_back(plain::line(&partial[..end]));
             partial.drain(..=end);
@@ -159,6 +159,7 @@ fn follow(
         lines.begun = plain::line(&partial);
         while lines.whole.len() > KEPT_LINES {
             lines.whole.pop_front();
+            lines.dropped += 1;
         }
     }
 }
