@@ -22,7 +22,6 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Verdict> 
     let host = Host::open(&args.host.uri).await?;
     let (pool, source) = (&args.host.pool, &args.volume);
     let target = args.target.clone().unwrap_or_else(|| prepared_name(source));
-    let unfit = |what: String| Error::unfit(what);
     let found = active_pool(&host, pool).await?;
     let Some(template) = host.volume(pool, source).await? else {
         let templates = template_names(&found);
@@ -31,16 +30,18 @@ pub async fn prepare(args: &cli::Prepare, setting: &Setting) -> Result<Verdict> 
         } else {
             templates.join(", ")
         };
-        return Err(unfit(format!("the pool {pool} has no volume {source}"))
-            .with_help(format!("it has: {has}")));
+        return Err(
+            Error::unfit(format!("the pool {pool} has no volume {source}"))
+                .with_help(format!("it has: {has}")),
+        );
     };
     if host.volume(pool, &target).await?.is_some() {
-        return Err(unfit(format!("the pool {pool} has a volume {target} already"))
+        return Err(Error::unfit(format!("the pool {pool} has a volume {target} already"))
             .with_help(format!("use it, or name another with --as; to make it anew: virsh vol-delete --pool {pool} {target}")));
     }
     let finding = injection(&host);
     if finding.state == State::Bad {
-        return Err(unfit(finding.what).with_help(finding.help.unwrap_or_default()));
+        return Err(Error::unfit(finding.what).with_help(finding.help.unwrap_or_default()));
     }
     let owner = Owner::new(PREPARE, &target)?;
     claim(&host, &found, &owner).await?;

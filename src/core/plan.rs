@@ -269,8 +269,7 @@ impl Plan {
 
 fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<Node> {
     let (own, defaults) = (node.settings(), spec.defaults.settings());
-    let refused = |message: String| Error::refused(message);
-    let net = spec::parse_address(&node.address.value).map_err(&refused)?;
+    let net = spec::parse_address(&node.address.value).map_err(Error::refused)?;
     let cluster = &spec.cluster.name.value;
     let name = &node.name.value;
     let profile = match own.profile.or(defaults.profile) {
@@ -292,7 +291,7 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         .iter()
         .map(|taint| taint.value.parse())
         .collect::<Result<Vec<Taint>, String>>()
-        .map_err(&refused)?;
+        .map_err(Error::refused)?;
     let mut planned = Node {
         name: name.clone(),
         hostname: hostname(name),
@@ -303,7 +302,7 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
             .gateway
             .or(defaults.gateway)
             .map(|g| g.value)
-            .ok_or_else(|| refused(format!("node {name} has no gateway")))?,
+            .ok_or_else(|| Error::refused(format!("node {name} has no gateway")))?,
         dns: own.dns.or(defaults.dns).unwrap_or_default().to_vec(),
         search: own.search.or(defaults.search).unwrap_or_default().to_vec(),
         mtu: own.mtu.or(defaults.mtu).map(|m| m.value),
@@ -322,7 +321,7 @@ fn plan_node(spec: &Spec, node: &spec::Node, templates: &Templates) -> Result<No
         template: own
             .template
             .or(defaults.template)
-            .ok_or_else(|| refused(format!("node {name} has no template")))?
+            .ok_or_else(|| Error::refused(format!("node {name} has no template")))?
             .to_owned(),
         clone: own.clone.or(defaults.clone).unwrap_or_default(),
         first_boot: own.first_boot.or(defaults.first_boot).unwrap_or_default(),
@@ -426,11 +425,10 @@ fn kubelet_values<'a>(
     serving: bool,
     vars: &BTreeMap<String, serde_json::Value>,
 ) -> Result<KubeletValues<'a>> {
-    let refused = |message: String| Error::refused(message);
     let version = Version::parse(&kubelet.version)
-        .ok_or_else(|| refused(format!("`{}` is not a version", kubelet.version)))?;
+        .ok_or_else(|| Error::refused(format!("`{}` is not a version", kubelet.version)))?;
     if let Some(reason) = kubelet::mismatch(version, profile.runtime) {
-        return Err(refused(format!(
+        return Err(Error::refused(format!(
             "the profile `{}` does not go with kubelet {}",
             profile.name, kubelet.version
         ))

@@ -31,26 +31,7 @@ pub enum StageName {
 
 impl fmt::Display for StageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Preflight => "Preflight",
-            Self::Access => "Access",
-            Self::Claim => "Claim",
-            Self::Volume => "Volume",
-            Self::Inject => "Inject",
-            Self::Seed => "Seed",
-            Self::Boot => "Boot",
-            Self::Login => "Login",
-            Self::Steps => "Steps",
-            Self::Join => "Join",
-            Self::Ready => "Ready",
-            Self::Drain => "Drain",
-            Self::Node => "Node",
-            Self::Token => "Token",
-            Self::Kubelet => "Kubelet",
-            Self::Power => "Power",
-            Self::Domain => "Domain",
-            Self::Binding => "Binding",
-        })
+        f.pad(&format!("{self:?}"))
     }
 }
 

@@ -82,14 +82,14 @@ impl Stage<Opened> for Preflight {
         Ok(match bad.as_slice() {
             [] => Check::Done(format!("{} checks", findings.len())),
             [one] => Check::Conflict(
-                unfit(one.what.clone()).with_help(
+                Error::unfit(one.what.clone()).with_help(
                     one.help
                         .clone()
                         .unwrap_or_else(|| "nothing was created".into()),
                 ),
             ),
             many => Check::Conflict(
-                unfit(format!("{} preflight checks failed", many.len()))
+                Error::unfit(format!("{} preflight checks failed", many.len()))
                     .with_detail(
                         many.iter()
                             .flat_map(|finding| {
@@ -111,10 +111,6 @@ impl Stage<Opened> for Preflight {
 
     /// It changes nothing.
     async fn stopped(&self, _: &Opened) {}
-}
-
-fn unfit(what: String) -> Error {
-    Error::unfit(what)
 }
 
 /// The pool with what the plan needs to know of it: the templates, and the disks of nodes that exist.

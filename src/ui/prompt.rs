@@ -38,16 +38,16 @@ impl Prompt {
         question: &Question<'_>,
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<T> {
-        let usage = |message: String| Error::usage(message);
         if let Some(given) = question.given {
-            return read(given).map_err(|why| usage(format!("{} {given}: {why}", question.flag)));
+            return read(given)
+                .map_err(|why| Error::usage(format!("{} {given}: {why}", question.flag)));
         }
         if let Some(default) = question.default.as_deref().filter(|_| self.take_defaults) {
             return read(default)
-                .map_err(|why| usage(format!("{} {default}: {why}", question.flag)));
+                .map_err(|why| Error::usage(format!("{} {default}: {why}", question.flag)));
         }
         if !self.interactive {
-            return Err(usage(format!(
+            return Err(Error::usage(format!(
                 "{} is missing, and there is no terminal to ask on",
                 question.flag
             ))
@@ -61,7 +61,7 @@ impl Prompt {
             .validate_with(|typed: &String| read(typed).map(drop))
             .interact_text_on(&Term::stderr())
             .map_err(unanswered)?;
-        read(&answer).map_err(usage)
+        read(&answer).map_err(Error::usage)
     }
 
     /// True without asking where nobody is to be asked; `default` is what Enter means.
