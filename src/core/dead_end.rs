@@ -1,12 +1,19 @@
-//! A guest that will not boot, told by what its serial console shows. A panic alone is none: some images panic in a first
+//! A guest that will not boot, told by what its serial console shows. A panic alone is no end: some images panic in a first
 //! try without their initramfs, reboot at once, and are well.
 
 use std::time::Duration;
 
-/// A console is silent this long behind a dead end before that counts. Less would take a reboot for one.
-pub const SILENCE: Duration = Duration::from_secs(10);
-/// A guest that still prints this long after a dead end has left it behind.
-const GOES_ON: Duration = Duration::from_secs(20);
+/// A prompt that nobody answers is silent.
+const SILENCE: Duration = Duration::from_secs(10);
+/// So is an old kernel that panicked; a newer one says that it stays down.
+const LONG_SILENCE: Duration = Duration::from_secs(60);
+/// A guest that reboots after each panic has had its tries then.
+const TRIES: usize = 3;
+
+const PANIC: &str = "Kernel panic - not syncing: ";
+const STAYS_DOWN: &str = "---[ end Kernel panic - not syncing: ";
+const REBOOTS: &str = "Rebooting in ";
+const NEXT_BOOT: &str = "Linux version ";
 
 /// What a console shows that waiting does not mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +26,7 @@ pub struct DeadEnd {
 /// What a console has shown since the VM was started.
 #[derive(Debug, Clone, Default)]
 pub struct Shown {
-    /// The latest; the last may be a prompt.
+    /// The latest; the last may be a prompt, and may go on.
     pub lines: Vec<String>,
     /// How many lines came before these.
     pub before: usize,
@@ -27,55 +34,72 @@ pub struct Shown {
     pub silence: Duration,
 }
 
-/// Looks at a console again and again, for a dead end that the guest does not leave.
+/// Looks at a console again and again. It keeps few lines, so panics are counted as they come.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// Lines that the guest has left behind.
-    passed: usize,
-    /// When a dead end was first seen, on the caller's clock.
-    since: Option<Duration>,
+    panics: usize,
+    /// Lines among which they were counted.
+    counted: usize,
 }
 
 impl Watch {
-    /// `now` is any clock that does not go back.
-    pub fn look(&mut self, shown: &Shown, now: Duration) -> Option<DeadEnd> {
-        let skipped = self.passed.saturating_sub(shown.before);
-        let Some(end) = shown.lines.get(skipped..).and_then(find) else {
-            self.since = None;
-            return None;
-        };
-        if shown.silence >= SILENCE {
-            return Some(end);
+    pub fn look(&mut self, shown: &Shown) -> Option<DeadEnd> {
+        let whole = shown.lines.len().saturating_sub(1);
+        let fresh = self.counted.saturating_sub(shown.before).min(whole);
+        let begins = |line: &&String| line.contains(PANIC) && !line.contains(STAYS_DOWN);
+        self.panics += shown.lines[fresh..whole].iter().filter(begins).count();
+        self.counted = shown.before + whole;
+        if self.panics >= TRIES
+            && let Some(why) = shown.lines.iter().rev().find_map(|line| why(line))
+        {
+            return Some(panicked(
+                &format!("its kernel panicked {} times", self.panics),
+                why,
+            ));
         }
-        if now - *self.since.get_or_insert(now) >= GOES_ON {
-            self.passed = shown.before + shown.lines.len();
-            self.since = None;
+        let this_boot = shown
+            .lines
+            .iter()
+            .rev()
+            .take_while(|line| !line.contains(NEXT_BOOT));
+        let mut reboots = false;
+        for line in this_boot {
+            reboots |= line.contains(REBOOTS);
+            let line = line.trim();
+            if line.contains(STAYS_DOWN) {
+                return why(line).map(|why| panicked("its kernel panicked", why));
+            }
+            if let Some(why) = why(line) {
+                let down = shown.silence >= LONG_SILENCE && !reboots;
+                return down.then(|| panicked("its kernel panicked", why));
+            }
+            if let Some((_, what, help)) = SHELLS.iter().find(|(begin, ..)| line.starts_with(begin))
+            {
+                return (shown.silence >= SILENCE).then(|| DeadEnd {
+                    what: (*what).to_owned(),
+                    help,
+                });
+            }
         }
         None
     }
 }
 
-/// The last dead end that these lines show, unless the guest says that it reboots by itself.
-fn find(lines: &[String]) -> Option<DeadEnd> {
-    let reboots = |line: &&String| line.contains("Rebooting in ");
-    let latest = lines.iter().rev().take_while(|line| !reboots(line));
-    latest.into_iter().find_map(|line| {
-        let line = line.trim();
-        if let Some((_, why)) = line.split_once("Kernel panic - not syncing: ") {
-            return Some(DeadEnd {
-                what: format!("its kernel panicked: {why}"),
-                help: if why.contains("root fs") {
-                    "the kernel finds no root file system: was the template made for virtio disks, and is it whole?"
-                } else {
-                    "does the template boot elsewhere, and is its disk whole? the console's lines before the panic may say more"
-                },
-            });
-        }
-        SHELLS.iter().find(|(shown, ..)| line.starts_with(shown)).map(|(_, what, help)| DeadEnd {
-            what: (*what).to_owned(),
-            help,
-        })
-    })
+/// What a line of a panic gives as its reason.
+fn why(line: &str) -> Option<&str> {
+    let (_, why) = line.split_once(PANIC)?;
+    Some(why.trim_end().trim_end_matches("]---").trim_end())
+}
+
+fn panicked(what: &str, why: &str) -> DeadEnd {
+    DeadEnd {
+        what: format!("{what}: {why}"),
+        help: if why.contains("root fs") {
+            "the kernel finds no root file system: was the template made for virtio disks, and is it whole?"
+        } else {
+            "does the template boot elsewhere, and is its disk whole? the console's lines before the panic may say more"
+        },
+    }
 }
 
 /// How the line begins, what it means, and what to do.
@@ -117,62 +141,28 @@ const ROOT: &str = "it finds no root file system: was the template made for virt
 mod tests {
     use super::*;
 
-    const PANIC: &str =
-        "[ 1.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+    const PANICS: &str =
+        "[ 1.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
+    const ENDS: &str = "[ 1.3] ---[ end Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0) ]---\n";
+    const REASON: &str = "its kernel panicked: VFS: Unable to mount root fs on unknown-block(0,0)";
 
-    fn lines(text: &str) -> Vec<String> {
-        text.lines().map(str::to_owned).collect()
+    fn shown(text: &str, silence: u64) -> Shown {
+        Shown {
+            lines: text.split('\n').map(str::to_owned).collect(),
+            before: 0,
+            silence: Duration::from_secs(silence),
+        }
     }
 
-    fn found(text: &str) -> Option<String> {
-        find(&lines(text)).map(|end| end.what)
-    }
-
-    /// What is said of a console that shows each text, in seconds since its start with seconds of silence.
-    fn watched(story: &[(u64, u64, &str)]) -> Vec<bool> {
-        let mut watch = Watch::default();
-        let look = |(now, silence, text): &(u64, u64, &str)| {
-            let shown = Shown {
-                lines: lines(text),
-                before: 0,
-                silence: Duration::from_secs(*silence),
-            };
-            watch.look(&shown, Duration::from_secs(*now)).is_some()
-        };
-        story.iter().map(look).collect()
-    }
-
-    #[test]
-    fn a_guest_that_reboots_after_a_panic_may_boot_well() {
-        assert_eq!(watched(&[(1, 0, PANIC), (12, 11, PANIC)]), [false, true]);
-        let on = format!("{PANIC}\nSeaBIOS\n[ 0.0] Linux version 6.12\n");
-        let well = format!("{on}[ 30.0] systemd[1]: Started\n");
-        assert_eq!(
-            watched(&[(1, 0, PANIC), (5, 2, &on), (22, 1, &well), (60, 30, &well)]),
-            [false; 4],
-            "it left the panic behind"
-        );
-        let again = format!("{well}{PANIC}");
-        assert_eq!(
-            watched(&[
-                (1, 0, PANIC),
-                (22, 1, &well),
-                (50, 0, &again),
-                (61, 11, &again)
-            ]),
-            [false, false, false, true]
-        );
-        let soon = format!("{PANIC}\n[ 1.2] Rebooting in 30 seconds..");
-        assert_eq!(watched(&[(1, 0, &soon), (20, 19, &soon)]), [false; 2]);
+    fn found(text: &str, silence: u64) -> Option<String> {
+        Watch::default()
+            .look(&shown(text, silence))
+            .map(|end| end.what)
     }
 
     #[test]
     fn a_guest_that_has_given_up_is_told_from_one_that_is_slow() {
         for (text, what) in [
-            (
-                "[    1.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n[    1.2] CPU: 0 PID: 1",
-                Some("its kernel panicked: VFS: Unable to mount root fs on unknown-block(0,0)"),
-            ),
             (
                 "mounting ...\n(initramfs) ",
                 Some("it stopped in the shell of its initramfs"),
@@ -189,7 +179,45 @@ mod tests {
             ("n1 login: ", None),
             ("", None),
         ] {
-            assert_eq!(found(text).as_deref(), what, "{text}");
+            assert_eq!(found(text, 11).as_deref(), what, "{text}");
+            assert_eq!(found(text, 3), None, "it may go on: {text}");
         }
+    }
+
+    #[test]
+    fn a_kernel_that_stays_down_says_so_and_an_old_one_is_silent() {
+        let down = format!("{PANICS}[ 1.2] CPU: 0 PID: 1\n{ENDS}");
+        assert_eq!(found(&down, 0).as_deref(), Some(REASON));
+        assert_eq!(found(PANICS, 11), None);
+        assert_eq!(found(PANICS, 61).as_deref(), Some(REASON));
+    }
+
+    #[test]
+    fn a_guest_that_reboots_after_a_panic_may_boot_well() {
+        let on = format!("{PANICS}[ 0.0] Linux version 6.12\n");
+        assert_eq!(found(&on, 90), None, "it left the panic behind");
+        let soon = format!("{PANICS}[ 1.2] Rebooting in 30 seconds..\n");
+        assert_eq!(found(&soon, 90), None);
+    }
+
+    #[test]
+    fn one_that_panics_again_and_again_has_had_its_tries() {
+        let round = format!("[ 0.0] Linux version 6.12\n{PANICS}[ 1.2] Rebooting in 5 seconds..\n");
+        let mut watch = Watch::default();
+        let mut look = |text: &str, before| {
+            let shown = Shown {
+                before,
+                ..shown(text, 0)
+            };
+            watch.look(&shown).map(|end| end.what)
+        };
+        assert_eq!(look(&round, 0), None);
+        assert_eq!(look(&round, 0), None, "the same panic");
+        assert_eq!(look(&format!("{round}{round}"), 0), None);
+        // The first lines are kept no more.
+        assert_eq!(
+            look(&round, 6).as_deref(),
+            Some("its kernel panicked 3 times: VFS: Unable to mount root fs on unknown-block(0,0)")
+        );
     }
 }

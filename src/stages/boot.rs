@@ -132,7 +132,7 @@ async fn wait_for_banner(
                 )));
             }
         }
-        if let Some(end) = watch.look(&shown, begun.elapsed()) {
+        if let Some(end) = watch.look(&shown) {
             return Err(
                 Error::failed(format!("the guest does not boot: {}", end.what))
                     .with_detail(console_detail(&tail))

@@ -110,7 +110,12 @@ impl Console {
         Shown {
             lines: kept.cloned().collect(),
             before: lines.dropped,
-            silence: lines.heard.elapsed(),
+            // Of a console that has ended it means nothing.
+            silence: if self.ended() {
+                Duration::ZERO
+            } else {
+                lines.heard.elapsed()
+            },
         }
     }
 }
