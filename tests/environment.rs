@@ -11,6 +11,7 @@ use nodegraft::core::error::one_line;
 use nodegraft::rooms::cluster::Cluster;
 
 use crate::api_server::ApiServer;
+use crate::fixture::rewritten;
 use crate::spec::GOOD;
 
 struct Ran {
@@ -194,6 +195,8 @@ fn a_cluster_behind_a_proxy() {
         &[("HTTPS_PROXY", "http://127.0.0.1:9")],
     )
     .ends_well();
+    let empty = far_by(&[("HTTPS_PROXY", &proxy.url()), ("NO_PROXY", "localhost,,")]);
+    empty.ends(4, &["NO_PROXY holds an item", "single commas"]);
     // What the kubeconfig itself says holds whatever the environment does.
     let own = far.replace(
         "{server:",
@@ -202,6 +205,22 @@ fn a_cluster_behind_a_proxy() {
     fs::write(at.join("far"), own).unwrap();
     far_by(&[("NO_PROXY", "*")]).ends_well();
     assert!(!proxy.asked().is_empty());
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let api = ApiServer::new();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    fs::write(at.join("good"), api.kubeconfig()).unwrap();
+    fs::write(at.join("bad"), "clusters: [}").unwrap();
+    let list = token_list(at, &[], &[("KUBECONFIG", "good:bad")]);
+    list.ends(4, &["/bad: it is not a kubeconfig"]);
+    let plugin = "user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: ./absent, interactiveMode: Never}}";
+    let text = rewritten(&api.kubeconfig(), "user: {}", plugin);
+    fs::write(at.join("plugin"), text).unwrap();
+    let plugin = token_list(at, &["--kubeconfig", "plugin"], &[]);
+    plugin.ends(4, &["its exec plugin cannot be started"]);
 }
 
 /// While a CA is replaced its bundle has the old and the new one: nodes are told both.

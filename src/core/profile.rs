@@ -68,8 +68,13 @@ impl Profile {
                 )),
             );
         };
-        let mut profile: Self = yaml::read(text)
-            .map_err(|mistake| Error::refused(format!("the profile {path}:{mistake}")))?;
+        let mut profile: Self = yaml::read_loosely(text).map_err(|mistake| {
+            let error = Error::refused(format!("the profile {path}:{mistake}"));
+            match mistake.help {
+                Some(help) => error.with_help(help),
+                None => error,
+            }
+        })?;
         name.clone_into(&mut profile.name);
         for step in &profile.steps {
             let script = profile.script(step);
@@ -178,6 +183,26 @@ mod tests {
             ("profiles/p/work.sh".to_owned(), "true\n".to_owned()),
         ];
         Profile::load("p", &Templates::with(texts.into()).unwrap())
+    }
+
+    #[test]
+    fn yes_and_no_are_booleans_in_a_profile() {
+        let profile = load("vars: {swap: no}\n").unwrap();
+        let none = BTreeMap::new();
+        assert_eq!(
+            profile.vars([&none, &none]).unwrap()["swap"],
+            serde_json::json!(false)
+        );
+    }
+
+    #[test]
+    fn a_mistake_comes_with_its_remedy() {
+        let error = load("serivces: {}\n").unwrap_err();
+        assert!(
+            error.help().unwrap().contains("did you mean `services`?"),
+            "{:?}",
+            error.help()
+        );
     }
 
     #[test]

@@ -25,7 +25,16 @@ impl std::fmt::Display for Mistake {
 }
 
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Mistake> {
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    read_with(text, true)
+}
+
+/// The same, where `yes` and `no` are booleans too.
+pub fn read_loosely<T: DeserializeOwned>(text: &str) -> Result<T, Mistake> {
+    read_with(text, false)
+}
+
+fn read_with<T: DeserializeOwned>(text: &str, strict_booleans: bool) -> Result<T, Mistake> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: strict_booleans };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (message, help) = words(&error);
         Mistake {

@@ -63,8 +63,11 @@ pub async fn add(
     mut on_line: impl FnMut(&str),
 ) -> Result<()> {
     let dir = tempfile::tempdir()
-        .map_err(FileFailure::from)
-        .doing("making a temporary directory")?;
+        .map_err(FileFailure::making)
+        .doing(format!(
+            "making a temporary directory in {}",
+            std::env::temp_dir().display()
+        ))?;
     let mut command = Command::new(PROGRAM);
     command.arg("-a").arg(image).arg("--no-network");
     let parent_of = |command: &mut Command, path: &str| {

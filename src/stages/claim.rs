@@ -110,7 +110,12 @@ async fn define(on: &mut NodeRun, journal: &Journal) -> Result<()> {
     on.look().await?;
     match defined {
         // Somebody was faster.
-        Err(error) if on.claim().is_none_or(|claim| claim.uuid != owner.uuid()) => {
+        Err(error)
+            if on
+                .domain
+                .as_ref()
+                .is_some_and(|domain| domain.uuid != owner.uuid()) =>
+        {
             Err(not_ours(&name).because(error))
         }
         other => other,

@@ -281,7 +281,7 @@ fn untrusted(error: &rustls::Error) -> Failure {
     }
 }
 
-fn credentials(error: &AuthError) -> &'static str {
+pub(super) fn credentials(error: &AuthError) -> &'static str {
     match error {
         AuthError::AuthExecStart(_) | AuthError::MissingCommand => {
             "its exec plugin cannot be started"

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError, LoadDataError};
 
+use super::error::credentials;
 use crate::core::error::{Cause, Kind, system_words};
 use crate::core::no_proxy;
 
@@ -27,14 +28,22 @@ pub enum Failure {
     NoServer,
     #[error("its server is not a URL")]
     BadServer,
-    #[error("the URL of its proxy, or what NO_PROXY names, cannot be read")]
+    #[error("the URL of its proxy cannot be read")]
     Proxy,
+    #[error("NO_PROXY holds an item that cannot be read")]
+    NoProxy,
     #[error("it has no certificate authority")]
     NoAuthority,
     #[error("its {what} cannot be read: {why}")]
     Part { what: &'static str, why: String },
     #[error("its {0}")]
     Credentials(&'static str),
+    /// As a sentence: the program or the file that should give them does not.
+    #[error("{0}")]
+    NoCredentials(&'static str),
+    /// Of several files.
+    #[error("{file}: {why}")]
+    In { file: String, why: Box<Self> },
 }
 
 fn place(at: Option<(u64, u64)>) -> String {
@@ -58,6 +67,9 @@ impl Cause for Failure {
             Self::UnknownCluster(_) | Self::NoServer | Self::BadServer => {
                 "take a fresh kubeconfig from the control plane"
             }
+            Self::In { why, .. } => return why.help(),
+            Self::NoProxy => "separate its items by single commas, without empty ones",
+            Self::NoCredentials(_) => "does it work with: kubectl --kubeconfig FILE get nodes",
             Self::Proxy => {
                 "write it as in http://proxy.lan:3128, in the cluster's proxy-url or in HTTPS_PROXY"
             }
@@ -99,7 +111,8 @@ impl From<KubeconfigError> for Failure {
             },
             KubeconfigError::MissingClusterUrl => Self::NoServer,
             KubeconfigError::ParseClusterUrl(_) => Self::BadServer,
-            KubeconfigError::ParseProxyUrl(_) | KubeconfigError::ParseNoProxy(_) => Self::Proxy,
+            KubeconfigError::ParseProxyUrl(_) => Self::Proxy,
+            KubeconfigError::ParseNoProxy(_) => Self::NoProxy,
             KubeconfigError::LoadCertificateAuthority(error) => {
                 part("certificate authority", error)
             }
@@ -121,6 +134,7 @@ impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::InferKubeconfig(error) => error.into(),
+            kube::Error::Auth(error) => Self::NoCredentials(credentials(&error)),
             kube::Error::RustlsTls(_) => {
                 Self::Credentials("client certificate or key is not as it should be")
             }
@@ -154,6 +168,12 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Kubeconfig, Failure> {
             }
             Err(KubeconfigError::ReadConfig(error, at)) if error.kind() == ErrorKind::NotFound => {
                 missing.get_or_insert(KubeconfigError::ReadConfig(error, at));
+            }
+            Err(error) if paths.len() > 1 => {
+                return Err(Failure::In {
+                    file: path.display().to_string(),
+                    why: Box::new(error.into()),
+                });
             }
             Err(error) => return Err(error.into()),
         }

@@ -19,6 +19,8 @@ use crate::core::error::{Context, Result, system_words};
 use crate::core::plain;
 
 const KEPT_LINES: usize = 200;
+/// Bytes of a line; what has no end by then is one.
+const LONGEST: usize = 4 << 10;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What the guest printed.
@@ -160,6 +162,10 @@ fn follow(
         while let Some(end) = partial.find('\n') {
             lines.whole.push_back(plain::line(&partial[..end]));
             partial.drain(..=end);
+        }
+        if partial.len() > LONGEST {
+            lines.whole.push_back(plain::line(&partial));
+            partial.clear();
         }
         lines.begun = plain::line(&partial);
         while lines.whole.len() > KEPT_LINES {

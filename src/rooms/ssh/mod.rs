@@ -16,6 +16,7 @@ use ssh2::{CheckResult, ExtendedData, KnownHostFileKind, MethodType};
 use tokio::io::AsyncReadExt;
 
 pub use self::error::{OpenError, Trouble};
+use crate::core::digest::hex;
 use crate::core::error::{Context, Error, Result};
 use crate::core::template::shell_quote;
 use crate::core::{plain, random};
@@ -405,7 +406,7 @@ fn trailer() -> Result<String> {
 pub fn random_word() -> Result<String> {
     let mut bytes = [0_u8; 4];
     random::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 impl Ended {
